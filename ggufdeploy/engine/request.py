@@ -1,0 +1,187 @@
+"""The engine's vocabulary: what it is told to load, what it is asked to generate, what it answers.
+
+All types cross the process boundary between the API process and the worker as msgpack (msgspec).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+class TensorOverride(msgspec.Struct, frozen=True):
+    """Tensors whose name matches the regular expression live on `device` ("CPU", "CUDA0", "RPC0[...]")."""
+
+    pattern: str
+    device: str
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Every parameter given to llama.cpp; nothing is left to a default of the library.
+
+    model_path: first shard. context_tokens: KV cells of the unified cache, shared by all slots, and the longest single
+    request. n_gpu_layers: the output layer plus the last n-1 blocks. n_layers_total is block_count + 1.
+    tensor_split: one share per device, empty for llama.cpp's own (free memory). load_mode: "mmap" or "none".
+    threads: for decode and for prefill. rpc_endpoints: host:port of RPC devices to register first, in order.
+    n_devices: how many devices the placement knows, 0 for CPU only.
+    """
+
+    model_path: str
+    context_tokens: int
+    slots: int
+    n_gpu_layers: int
+    n_batch: int
+    n_ubatch: int
+    key_type: KvType
+    value_type: KvType
+    flash_attention: bool
+    split_mode: Literal["none", "layer", "row"]
+    tensor_split: tuple[float, ...]
+    overrides: tuple[TensorOverride, ...]
+    load_mode: Literal["mmap", "none"]
+    threads: int
+    chat_template: str | None = None
+    rpc_endpoints: tuple[str, ...] = ()
+
+
+class DeviceBuffers(msgspec.Struct, frozen=True):
+    """Bytes llama.cpp really allocated on one device ("CUDA0"), or on the host ("CPU", all host buffers summed)."""
+
+    device: str
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was loaded. layer_devices: one device per block plus one for the output layer, as llama.cpp assigned them.
+
+    stop_texts: end-of-generation pieces, for display. buffers: actual allocation, to stand beside the plan.
+    """
+
+    description: str
+    context_tokens: int
+    slots: int
+    n_vocab: int
+    context_train_tokens: int
+    buffers: tuple[DeviceBuffers, ...]
+    layer_devices: tuple[str, ...]
+    has_chat_template: bool
+    load_s: float
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 0 (repeat 1) switch it off; seed None is random.
+
+    penalty_last_tokens: how far back penalties look.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    seed: int | None = None
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_tokens: int = 64
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One message for the chat template, as plain text parts joined."""
+
+    role: str
+    content: str
+    name: str | None = None
+
+
+class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
+    """Rendered with the model's template in the worker. continue_last: the last (assistant) message is continued."""
+
+    messages: tuple[ChatMessage, ...]
+    continue_last: bool = False
+
+
+class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
+    """Tokenized with the model's begin-of-sequence rule; special tokens in the text are recognised."""
+
+    text: str
+
+
+class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
+    """Token ids, used as they are."""
+
+    tokens: tuple[int, ...]
+
+
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. id: unique among requests in flight. max_tokens None: up to the context's edge."""
+
+    id: str
+    prompt: Prompt
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """First event of every request that will run: the prompt is tokenized and fits. Not yet prefilled."""
+
+    id: str
+    prompt_tokens: int
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta"):
+    """Text produced by one step: whole UTF-8 characters, stop strings already held back. n_tokens: tokens behind it."""
+
+    id: str
+    text: str
+    n_tokens: int
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """Last event of a request that succeeded. cached_tokens: prompt tokens that needed no prefill."""
+
+    id: str
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prefill_s: float
+    decode_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """Last event of a request that failed. kind names the class in errors.py that the client raises."""
+
+    id: str
+    kind: Literal["bad_request", "context_overflow", "overloaded", "engine_error"]
+    message: str
+    param: str | None = None
+    prompt_tokens: int | None = None
+    context_tokens: int | None = None
+
+
+Event = Accepted | Delta | Finished | Failed
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot. kv_cells_used: cells held by running requests and by cached prefixes."""
+
+    running: int = 0
+    waiting: int = 0
+    slots: int = 0
+    kv_cells: int = 0
+    kv_cells_used: int = 0
+    prompt_tokens_total: int = 0
+    completion_tokens_total: int = 0
+    requests_total: int = 0
+    steps_total: int = 0

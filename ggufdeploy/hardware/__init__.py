@@ -1,0 +1,1 @@
+"""What this machine, or a simulated one, has: GPUs, RAM, cores, disk."""

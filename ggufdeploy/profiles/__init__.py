@@ -1,0 +1,1 @@
+"""Presets per model, as strict TOML."""
