@@ -16,6 +16,7 @@
     ├── ChecksumMismatch
     ├── PortBusy
     ├── EngineError         llama.cpp refused, or its process died
+    │   ├── NoDryRun        this build of llama.cpp cannot measure without loading
     │   ├── LoadFailed
     │   └── EngineCrashed
     └── RequestError        one inference request is wrong or cannot be served
@@ -175,6 +176,10 @@ class EngineError(GgufdeployError):
     def __init__(self, message: str, *, log: Iterable[str] = (), hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.log = tuple(log)
+
+
+class NoDryRun(EngineError):
+    """This build of llama.cpp cannot say how much memory a configuration takes without loading it."""
 
 
 class LoadFailed(EngineError):

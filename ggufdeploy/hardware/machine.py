@@ -25,6 +25,7 @@ class Device:
     name: llama.cpp's device name where known ("CUDA0"). description: the driver's name ("NVIDIA H100 80GB HBM3").
     free_bytes: free as llama.cpp will see it, after its context is made. free_is_estimate: derived from NVML's figures
     or a data sheet, not read through llama.cpp. bandwidth_bytes_per_s: peak memory bandwidth. display: drives a screen.
+    fp16_flops_per_s: dense FP16 peak with tensor cores.
     catalogue_id: the GPU catalogue's id ("h100-sxm"), None when the card is not in it.
     """
 
@@ -40,6 +41,7 @@ class Device:
     driver_version: str | None = None
     uuid: str | None = None
     display: bool | None = None
+    fp16_flops_per_s: float | None = None
 
 
 @dataclass(frozen=True)

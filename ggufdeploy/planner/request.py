@@ -1,0 +1,76 @@
+"""What the user asks of a plan. Everything here is a constraint: a plan meets it or says that it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ggufdeploy.gguf.model import ModelInfo
+
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+Preference = Literal["balanced", "quality", "speed"]
+OffloadPolicy = Literal["auto", "experts", "layers", "none"]
+
+CONTEXT_STEP_TOKENS = 256
+"""llama.cpp rounds contexts up to this many cells. Source: llama.cpp src/llama-context.cpp (GGML_PAD(n_ctx, 256))."""
+
+
+def kv_cells(context_tokens: int) -> int:
+    """Return the cells of a unified KV cache for this context, as llama.cpp rounds them."""
+    return -(-context_tokens // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """context_tokens: longest single request, and the KV cells that all slots share.
+
+    quantization: None lets the planner choose. reserve_bytes: kept free on every GPU beyond the planner's own margin.
+    min_decode_tokens_per_s: floor of a preset or flag, None for none. n_ubatch: prompt tokens per compute pass.
+    """
+
+    context_tokens: int
+    slots: int
+    kv_type: KvType = "f16"
+    quantization: str | None = None
+    prefer: Preference = "balanced"
+    offload: OffloadPolicy = "auto"
+    reserve_bytes: int = 0
+    min_decode_tokens_per_s: float | None = None
+    n_ubatch: int = 512
+
+    @property
+    def kv_cells(self) -> int:
+        """Cells of the unified KV cache, as llama.cpp rounds them."""
+        return kv_cells(self.context_tokens)
+
+
+HeaderSource = Literal["remote", "cache", "file", "profile"]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """One file of a quantization. sha256: hex, None when unknown."""
+
+    name: str
+    bytes: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One quantization that could be chosen.
+
+    exact: `info` was read from this quantization's own header; otherwise it is scaled from another one's by file size,
+    or derived from a profile, and good enough to shortlist only.
+    """
+
+    quantization: str
+    files: tuple[PlanFile, ...]
+    info: ModelInfo
+    exact: bool
+    header_source: HeaderSource
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)

@@ -1,0 +1,110 @@
+"""Formulas against figures llama.cpp printed."""
+
+import pytest
+
+from ggufdeploy.gguf.model import LayerInfo
+from ggufdeploy.planner.memory import FormulaMemory, compute_bytes, kv_bytes, kv_row_bytes, staging_bytes
+from ggufdeploy.planner.placement import Placement, on_cpu
+from ggufdeploy.planner.request import PlanRequest
+from ggufdeploy.planner.scale import Shape, derive, scale
+from ggufdeploy.units import GIB, MIB
+from tests.planner.models import model
+
+MIXTRAL = Shape("llama", "mixtral", 56, 48, 8, 128, 8, 2, 140_630_071_296, 39_161_468_928, 65536)
+
+
+def request(**changes) -> PlanRequest:
+    return PlanRequest(**{"context_tokens": 8192, "slots": 4, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "row_bytes"),
+    [("f16", 4096), ("f32", 8192), ("q8_0", 2176), ("q4_0", 1152), ("q5_1", 1536), ("iq4_nl", 1152)],
+)
+def test_kv_row_counts_block_scales(kv_type, row_bytes):
+    assert kv_row_bytes(model().layers[0], kv_type) == row_bytes
+
+
+def test_a_layer_without_kv_heads_costs_nothing():
+    assert kv_row_bytes(LayerInfo(0, 1, 0, 0, 128, 128, 0), "f16") == 0
+
+
+def test_mixtral_8x22b_at_65536_tokens_keeps_15_032_385_536_bytes_of_f16_kv():
+    info = derive(MIXTRAL, 80_489_373_696)
+    assert kv_bytes(info, request(context_tokens=65536)) == 15_032_385_536
+
+
+def test_context_is_rounded_up_to_256_cells():
+    assert request(context_tokens=1000).kv_cells == 1024
+    assert request(context_tokens=1024).kv_cells == 1024
+
+
+def test_compute_of_mixtral_8x22b_matches_the_292_mib_llama_cpp_reserves_at_65536():
+    """Shape facts: embedding 6144, feed-forward 16384, 2 of 8 experts; source: a dry run of llama.cpp 0c1e57098."""
+    info = derive(MIXTRAL, 80_489_373_696)
+    assert info.embedding_length == 6144
+    assert info.expert_feed_forward_length == pytest.approx(16384, rel=0.01)
+    got = compute_bytes(info, request(context_tokens=65536))
+    assert got / MIB == pytest.approx(292.01, rel=0.02)
+
+
+def test_a_quantized_kv_cache_needs_an_f16_copy_of_one_layer():
+    plain = compute_bytes(model(), request(context_tokens=65536))
+    quantized = compute_bytes(model(), request(context_tokens=65536, kv_type="q8_0"))
+    assert quantized - plain > 100 * MIB
+
+
+def test_full_placement_puts_all_but_the_token_embedding_on_the_gpu():
+    usage = FormulaMemory().usage(model(), request(), Placement(10, (11,)))
+    assert usage.devices[0].weights_bytes == 10 * GIB + 100 * MIB
+    assert usage.host.weights_bytes == 100 * MIB
+    assert usage.devices[0].kv_bytes == 8192 * 4096 * 10
+    assert usage.host.kv_bytes == 0
+
+
+def test_partial_placement_splits_weights_and_kv_by_layer_and_stages_host_weights():
+    usage = FormulaMemory().usage(model(), request(), Placement(10, (4,)))
+    assert usage.devices[0].weights_bytes == 3 * GIB + 100 * MIB
+    assert usage.host.weights_bytes == 7 * GIB + 100 * MIB
+    assert usage.devices[0].kv_bytes == 8192 * 4096 * 3
+    assert usage.host.kv_bytes == 8192 * 4096 * 7
+    assert staging_bytes(model(), Placement(10, (4,))) == GIB // 2
+    assert staging_bytes(model(), Placement(10, (11,))) == 0
+
+
+def test_tied_embeddings_cost_a_second_copy_on_the_gpu_but_not_on_the_cpu():
+    tied = model(tied=True)
+    on_gpu = FormulaMemory().usage(tied, request(), Placement(10, (11,)))
+    assert on_gpu.devices[0].weights_bytes + on_gpu.host.weights_bytes == tied.total_bytes + 100 * MIB
+    alone = FormulaMemory().usage(tied, request(), on_cpu(10, 0))
+    assert alone.host.weights_bytes == tied.total_bytes
+
+
+def test_experts_on_the_host_move_only_the_experts():
+    moe = model(expert_bytes=GIB * 3 // 4)
+    usage = FormulaMemory().usage(moe, request(), Placement(10, (11,)).with_experts_on_host(4))
+    assert usage.host.weights_bytes == 4 * GIB * 3 // 4 + 100 * MIB
+    assert usage.devices[0].weights_bytes == 10 * GIB - 4 * GIB * 3 // 4 + 100 * MIB
+    assert usage.host.kv_bytes == 0
+
+
+def test_the_engines_own_kv_total_is_shared_among_layers():
+    usage = FormulaMemory(kv_total_bytes=10_000_000).usage(model(), request(), Placement(10, (6,)))
+    assert usage.devices[0].kv_bytes == 5_000_000
+    assert usage.host.kv_bytes == 5_000_000
+
+
+def test_scaling_keeps_the_total_and_the_kv():
+    scaled = scale(model(), 5 * GIB)
+    assert scaled.total_bytes == 5 * GIB
+    parts = scaled.token_embedding_bytes + scaled.output_bytes + sum(layer.total_bytes for layer in scaled.layers)
+    assert parts == pytest.approx(5 * GIB, rel=1e-6)
+    assert kv_bytes(scaled, request()) == kv_bytes(model(), request())
+
+
+def test_a_derived_model_has_the_profiles_bytes_and_expert_share():
+    info = derive(MIXTRAL, 80_489_373_696)
+    parts = info.token_embedding_bytes + info.output_bytes + sum(layer.total_bytes for layer in info.layers)
+    assert parts == pytest.approx(80_489_373_696, rel=1e-6)
+    experts = sum(layer.expert_bytes for layer in info.layers)
+    assert experts / parts == pytest.approx(135_291_469_824 / 140_630_071_296, rel=0.01)
