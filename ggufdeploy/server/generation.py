@@ -1,0 +1,177 @@
+"""The response that generates: runs engine requests, watches the client, answers whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.types import Receive, Scope, Send
+
+from ggufdeploy.engine.request import Delta, Event, Finished, GenerateRequest
+from ggufdeploy.errors import GgufdeployError
+from ggufdeploy.server.errors import error_body, json_response, shape_of
+from ggufdeploy.server.fanout import Fanout, Indexed
+from ggufdeploy.server.state import ServerState
+from ggufdeploy.server.streaming import DONE, PING, SSE_HEADERS, Chunks, Dialect, Head, event
+
+log = logging.getLogger("ggufdeploy.server")
+
+
+@dataclass
+class Choice:
+    """One generated text so far."""
+
+    parts: list[str]
+    finished: Finished | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
+
+    @property
+    def reason(self) -> Literal["stop", "length"]:
+        """Why it ended; to be read when it has."""
+        assert self.finished is not None
+        return self.finished.reason
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a route makes of a request body, ready to be run.
+
+    requests: n per prompt, those of one prompt side by side. prefixes: the text each choice starts with (echo).
+    object: the type of a whole answer; choices: its `choices` array.
+    """
+
+    head: Head
+    dialect: Dialect
+    object: str
+    requests: tuple[GenerateRequest, ...]
+    n: int
+    prefixes: tuple[str, ...]
+    choices: Callable[[Sequence[Choice]], list[dict[str, Any]]]
+    stream: bool
+    include_usage: bool
+
+
+class Generation:
+    """An ASGI response. Ends the engine's work at once when the client goes away, queued, streaming or not."""
+
+    def __init__(self, state: ServerState, answer: Answer) -> None:
+        self._state = state
+        self._answer = answer
+        self._fanout = Fanout(state.engine, answer.requests)
+        self._choices = [Choice([prefix] if prefix else []) for prefix in answer.prefixes]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. Errors before the first byte are raised, for the handlers that turn them into a status."""
+        work = asyncio.create_task(self._work(scope, receive, send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+        if not work.cancelled():
+            work.result()
+
+    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._state.inflight.track(self._fanout):
+            async with self._fanout.open():
+                if self._answer.stream:
+                    await self._stream(send)
+                    return
+                while not self._complete():
+                    self._note(await self._fanout.batch(self._state.config.ping_s))
+            await json_response(self._document())(scope, receive, send)
+
+    async def _stream(self, send: Send) -> None:
+        answer = self._answer
+        chunks = Chunks(answer.dialect, answer.head, len(self._choices), with_usage=answer.include_usage)
+        headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        opening = (chunks.opening(index) + chunks.text(index, text) for index, text in enumerate(answer.prefixes))
+        await self._send(send, b"".join(opening))
+        try:
+            while not self._complete():
+                events = await self._fanout.batch(self._state.config.ping_s)
+                self._note(events)
+                await self._send(send, b"".join(_chunk(chunks, *item) for item in events) if events else PING)
+            ending = (chunks.usage(self._usage()) if answer.include_usage else b"") + DONE
+        except GgufdeployError as error:
+            ending = self._failure(error)
+        except Exception as error:
+            log.exception("a stream ended in an error that is a bug")
+            ending = self._failure(error)
+        await self._send(send, ending, last=True)
+
+    async def _send(self, send: Send, body: bytes, *, last: bool = False) -> None:
+        """Send `body`; a client that takes nothing for send_timeout_s has its request cancelled."""
+        timer = asyncio.get_running_loop().call_later(self._state.config.send_timeout_s, _give_up, _this_task())
+        try:
+            await send({"type": "http.response.body", "body": body, "more_body": not last})
+        finally:
+            timer.cancel()
+
+    def _failure(self, error: Exception) -> bytes:
+        """Return the event for an error after the headers; the openai SDK raises APIError on it."""
+        shape = shape_of(error, accepting=self._state.accepting)
+        return event(error_body(error, shape))
+
+    def _note(self, events: Sequence[Indexed]) -> None:
+        for index, happened in events:
+            if isinstance(happened, Delta):
+                self._choices[index].parts.append(happened.text)
+            elif isinstance(happened, Finished):
+                self._choices[index].finished = happened
+
+    def _complete(self) -> bool:
+        return all(choice.finished is not None for choice in self._choices)
+
+    def _usage(self) -> dict[str, Any]:
+        """Count each prompt once, however many choices it has."""
+        finished = [choice.finished for choice in self._choices if choice.finished is not None]
+        prompts = finished[:: self._answer.n]
+        prompt_tokens = sum(each.prompt_tokens for each in prompts)
+        completion_tokens = sum(each.completion_tokens for each in finished)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
+        }
+
+    def _document(self) -> dict[str, Any]:
+        answer = self._answer
+        return {
+            **answer.head.fields(answer.object),
+            "choices": answer.choices(self._choices),
+            "usage": self._usage(),
+        }
+
+
+def _chunk(chunks: Chunks, index: int, happened: Event) -> bytes:
+    if isinstance(happened, Delta):
+        return chunks.text(index, happened.text)
+    return chunks.finish(index, happened.reason) if isinstance(happened, Finished) else b""
+
+
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def _give_up(task: asyncio.Task[Any]) -> None:
+    log.warning("a client stopped reading; its request is cancelled")
+    task.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has closed the connection. The body must have been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,205 @@
+"""Request bodies, typed. Unknown fields are tolerated, null means default, anything else must have the right type.
+
+Ranges: OpenAI's where it has the parameter, llama.cpp's meaning otherwise (common/sampling.cpp, tools/server).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ggufdeploy.engine.request import SamplingParams
+from ggufdeploy.errors import BadRequest
+
+MAX_SEQUENCES = 64
+
+Probability = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+StopText = Annotated[str, Meta(max_length=1024)]
+
+# Parameters that would change the answer and that this server does not have, with the values that mean "off".
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "suffix": ("",),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "structured_outputs": ({},),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "chat_template": ("",),
+    "chat_template_kwargs": ({},),
+    "lora": ([],),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "typical_p": (1,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "top_n_sigma": (-1, 0),
+    "dynatemp_range": (0,),
+}
+
+
+class StreamOptions(Struct):
+    """include_usage: send the usage chunk."""
+
+    include_usage: bool | None = None
+
+
+class GenerationBody(Struct, kw_only=True):
+    """What both generation routes take. repetition_penalty is the same as repeat_penalty."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=8)] | None = None
+    max_tokens: Count | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=64)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Probability | None = None
+    min_p: Probability | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repeat_last_n: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=4096)] | None = None
+    ignore_eos: bool | None = None
+
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    logprobs: Any = None
+    top_logprobs: Any = None
+    modalities: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    suffix: Any = None
+    grammar: Any = None
+    json_schema: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    lora: Any = None
+    min_tokens: Any = None
+    stop_token_ids: Any = None
+    bad_words: Any = None
+    typical_p: Any = None
+    mirostat: Any = None
+    dry_multiplier: Any = None
+    xtc_probability: Any = None
+    top_n_sigma: Any = None
+    dynatemp_range: Any = None
+
+    def check_supported(self) -> None:
+        """Raise BadRequest for a parameter that would be ignored although it changes the answer."""
+        for name, off in _UNSUPPORTED.items():
+            value = getattr(self, name)
+            if value is not None and value not in off:
+                raise unsupported(name)
+
+    def stop_texts(self) -> tuple[str, ...]:
+        """Return the stop strings, empty ones left out as llama-server does."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(text for text in given if text)
+
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """Return `defaults` with what the request sets. Raises BadRequest for a logit_bias key that is no token id."""
+        repeat = self.repeat_penalty if self.repetition_penalty is None else self.repetition_penalty
+        wanted: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_k": None if self.top_k is None else max(self.top_k, 0),
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "seed": None if self.seed is None or self.seed == -1 else self.seed,
+            "repeat_penalty": repeat,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "penalty_last_tokens": self.repeat_last_n,
+            "logit_bias": None if self.logit_bias is None else _logit_bias(self.logit_bias),
+        }
+        return msgspec.structs.replace(defaults, **{name: value for name, value in wanted.items() if value is not None})
+
+
+class ContentPart(Struct):
+    """One part of a message; only text is served."""
+
+    type: str
+    text: str | None = None
+
+
+class MessageBody(Struct):
+    """One chat message as sent. content may be null for an assistant's message alone."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class ChatBody(GenerationBody, kw_only=True):
+    """POST /v1/chat/completions. A trailing assistant message is continued unless continue_final_message is false."""
+
+    messages: Annotated[list[MessageBody], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
+
+
+class CompletionBody(GenerationBody, kw_only=True):
+    """POST /v1/completions. prompt: text, token ids, or a list of either, one completion (times n) each."""
+
+    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    echo: bool | None = None
+    best_of: int | None = None
+
+
+class TokenizeBody(Struct, kw_only=True):
+    """POST /tokenize. content (llama-server) or prompt (vLLM) is the text."""
+
+    content: str | None = None
+    prompt: str | None = None
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+
+
+def unsupported(name: str) -> BadRequest:
+    """Return the error for a parameter this server does not have."""
+    return BadRequest(
+        f"'{name}' is not supported by this server yet, and leaving it out of account would change the answer; "
+        "send the request without it.",
+        param=name,
+        code="unsupported_parameter",
+    )
+
+
+def _logit_bias(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
+    for key in biases:
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < 2**31):
+            message = f"Invalid value for 'logit_bias': the key {key[:40]!r} is not a token id."
+            raise BadRequest(message, param="logit_bias", code="invalid_value")
+    return tuple((int(key), bias) for key, bias in biases.items())
