@@ -39,7 +39,7 @@ class GpuSpec:
 
     nvml_total_bytes: what nvidia-smi shows; the marketed size where never seen. llama_total_bytes: cudaMemGetInfo's
     total, None when never seen. llama_free_bytes: free on an idle card after llama.cpp made its CUDA context;
-    llama_free_is_estimate: by `estimate_idle_free_bytes`, not from a log. fp16_flops: dense, with tensor cores.
+    llama_free_is_estimate: by `estimate_idle_free_bytes`, not from a log. fp16_flops_per_s: dense, with tensor cores.
     verified: the figures that `source` states: "memory", "llama", "bandwidth", "fp16".
     """
 
@@ -54,7 +54,7 @@ class GpuSpec:
     llama_free_bytes: int
     llama_free_is_estimate: bool
     bandwidth_bytes_per_s: int | None
-    fp16_flops: float | None
+    fp16_flops_per_s: float | None
     source: str
     verified: frozenset[str]
 
@@ -153,6 +153,7 @@ def simulate(spec: GpuSpec, count: int, *, ram_bytes: int | None = None, base: M
         catalogue_id=spec.id,
         bandwidth_bytes_per_s=spec.bandwidth_bytes_per_s,
         compute_capability=spec.compute_capability,
+        fp16_flops_per_s=spec.fp16_flops_per_s,
     )
     backend = _BACKENDS[spec.vendor]
     return replace(
@@ -195,7 +196,7 @@ def _spec_of(row: dict[str, str]) -> GpuSpec:
         llama_free_bytes=estimate_idle_free_bytes(total, llama_total) if llama_free is None else llama_free,
         llama_free_is_estimate=llama_free is None,
         bandwidth_bytes_per_s=int(row["bandwidth_gb_s"]) * 10**9 if row["bandwidth_gb_s"] else None,
-        fp16_flops=float(row["fp16_dense_tflops"]) * 1e12 if row["fp16_dense_tflops"] else None,
+        fp16_flops_per_s=float(row["fp16_dense_tflops"]) * 1e12 if row["fp16_dense_tflops"] else None,
         source=row["source"],
         verified=frozenset(row["verified"].split()),
     )

@@ -112,6 +112,7 @@ def to_device(reading: NvidiaReading, spec: GpuSpec | None, *, position: int) ->
         driver_version=reading.driver_version,
         uuid=reading.uuid,
         display=reading.display,
+        fp16_flops_per_s=spec.fp16_flops_per_s if spec else None,
     )
 
 
