@@ -1,0 +1,296 @@
+"""The engine's loop: one thread owns the model and takes every request one token further, again and again."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ggufdeploy.engine.backend import Backend, Decoded, Logits
+from ggufdeploy.engine.detokenize import TextStream
+from ggufdeploy.engine.preparation import DeepThreads, PromptReader
+from ggufdeploy.engine.request import Accepted, Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, Stats
+from ggufdeploy.engine.sampling import Sampler, checked_argmax
+from ggufdeploy.engine.scheduler import Job, Part, Scheduler
+from ggufdeploy.engine.slots import SlotTable
+from ggufdeploy.errors import BadRequest, ContextOverflow, EngineError, RequestError
+
+# Far more than anybody waits for; the server refuses earlier. Bounds the memory of the queue.
+MAX_WAITING = 4096
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Generation:
+    """One running request: what the scheduler does not need to know. Times are time.monotonic() seconds."""
+
+    job: Job
+    sampler: Sampler
+    text: TextStream
+    n_unsent: int = 0
+    started: float | None = None
+    first_token: float = 0.0
+
+
+class Engine:
+    """Serves requests with a backend. `submit`, `cancel`, `tokenize` and `stop` may be called from any thread.
+
+    emit: called on the owner thread, once per step that changed anything, with the events and the statistics.
+    """
+
+    def __init__(
+        self, backend: Backend, config: EngineConfig, emit: Callable[[tuple[Event, ...], Stats], None]
+    ) -> None:
+        info = backend.info
+        self._backend = backend
+        self._n_vocab = info.n_vocab
+        self._context_tokens = info.context_tokens
+        self._emit = emit
+        self._end_tokens = backend.end_tokens
+        slots = SlotTable(backend, info.slots, info.context_tokens)
+        self._scheduler = Scheduler(slots, n_batch=config.n_batch, n_prefill=config.n_ubatch)
+        self._reader = PromptReader(
+            backend, context_tokens=info.context_tokens, n_vocab=info.n_vocab, template=config.chat_template
+        )
+        self._threads = DeepThreads("prepare")
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._preparing: set[str] = set()
+        self._generations: dict[str, _Generation] = {}
+        self._events: list[Event] = []
+        self._stopping = False
+        self._n_prompt_tokens = self._n_completion_tokens = self._n_requests = self._n_steps = 0
+
+    # From any thread
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Run a request; Accepted or Failed follows. Its id must not be in flight."""
+        self._calls.put(functools.partial(self._preparing.add, request.id))
+        self._threads.call(functools.partial(self._prepare, request))
+
+    def cancel(self, id: str) -> None:
+        """Forget a request within one step; no event follows. Unknown ids are ignored."""
+        self._calls.put(functools.partial(self._cancel, id))
+
+    def tokenize(self, text: str, reply: Callable[[list[int] | RequestError], None]) -> None:
+        """Call `reply` on another thread with the ids of `text`, without begin-of-sequence."""
+
+        def call() -> None:
+            try:
+                reply(self._reader.tokenize(text, add_special=False))
+            except RequestError as error:
+                reply(error)
+
+        self._threads.call(call)
+
+    def stop(self) -> None:
+        """Let `run` return after the current step."""
+        self._calls.put(self._stop)
+
+    # On the owner thread
+
+    def run(self) -> None:
+        """Serve until `stop`; then fail what is left. The calling thread is the owner."""
+        while not self._stopping:
+            self.turn(wait=True)
+        for id in [*self._preparing, *self._generations]:
+            self._events.append(Failed(id, "engine_error", "The engine was stopped."))
+        self._flush()
+
+    def turn(self, *, wait: bool) -> None:
+        """Take the calls that came in and make one step. wait: sleep until there is something to do."""
+        for call in self._incoming(wait and self._scheduler.is_idle):
+            call()
+        if not self._scheduler.is_idle and not self._stopping:
+            self._step()
+        self._flush()
+
+    def stats(self) -> Stats:
+        """Count what there is now."""
+        slots = self._scheduler.slots
+        return Stats(
+            running=self._scheduler.n_running,
+            waiting=self._scheduler.n_waiting + len(self._preparing),
+            slots=slots.n_slots,
+            kv_cells=slots.n_cells,
+            kv_cells_used=slots.cells_used,
+            prompt_tokens_total=self._n_prompt_tokens,
+            completion_tokens_total=self._n_completion_tokens,
+            requests_total=self._n_requests,
+            steps_total=self._n_steps,
+        )
+
+    def _incoming(self, wait: bool) -> Iterator[Callable[[], None]]:
+        try:
+            while True:
+                yield self._calls.get(block=wait)
+                wait = False
+        except queue.Empty:
+            return
+
+    def _flush(self) -> None:
+        events, self._events = tuple(self._events), []
+        self._emit(events, self.stats())
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _cancel(self, id: str) -> None:
+        self._preparing.discard(id)
+        generation = self._generations.pop(id, None)
+        if generation is not None:
+            self._scheduler.finish(generation.job)
+
+    # Starting a request
+
+    def _prepare(self, request: GenerateRequest) -> None:
+        """Render and tokenize, on a preparation thread."""
+        try:
+            generation = self._generation(request)
+        except RequestError as error:
+            self._calls.put(functools.partial(self._refuse, _failed(request.id, error)))
+        except Exception:  # a bug: it costs this request, its traceback goes to the log
+            logger.exception("request %s could not be prepared", request.id)
+            failed = Failed(request.id, "engine_error", "The request could not be prepared: internal error.")
+            self._calls.put(functools.partial(self._refuse, failed))
+        else:
+            self._calls.put(functools.partial(self._start, generation))
+
+    def _generation(self, request: GenerateRequest) -> _Generation:
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise BadRequest(f"max_tokens is {request.max_tokens}, it must be at least 1", param="max_tokens")
+        if not all(request.stop):
+            raise BadRequest("stop strings must not be empty", param="stop")
+        banned = self._end_tokens if request.ignore_eos else frozenset[int]()
+        sampler = Sampler(request.sampling, n_vocab=self._n_vocab, banned=banned)
+        tokens = self._reader.read(request.prompt)
+        room = self._context_tokens - len(tokens)
+        limit = room if request.max_tokens is None else min(request.max_tokens, room)
+        return _Generation(Job(request.id, tokens, limit), sampler, TextStream(request.stop))
+
+    def _start(self, generation: _Generation) -> None:
+        job = generation.job
+        if job.id not in self._preparing:
+            return  # cancelled meanwhile
+        self._preparing.discard(job.id)
+        if self._scheduler.n_waiting >= MAX_WAITING:
+            self._events.append(Failed(job.id, "overloaded", f"{MAX_WAITING:,} requests are waiting already."))
+            return
+        self._generations[job.id] = generation
+        self._scheduler.add(job)
+        self._n_requests += 1
+        self._n_prompt_tokens += job.n_prompt
+        self._events.append(Accepted(job.id, job.n_prompt))
+
+    def _refuse(self, failed: Failed) -> None:
+        if failed.id in self._preparing:
+            self._preparing.discard(failed.id)
+            self._events.append(failed)
+
+    # One step
+
+    def _step(self) -> None:
+        parts = self._scheduler.plan()
+        chunks = self._scheduler.chunks(parts)
+        for part in parts:
+            generation = self._generations[part.job.id]
+            if generation.started is None:
+                generation.started = time.monotonic()
+        outcome = self._backend.decode(chunks)
+        self._n_steps += 1
+        if outcome is Decoded.OK:
+            self._scheduler.commit(parts, chunks)
+            self._sample([part for part in parts if part.samples])
+        elif outcome is Decoded.BROKEN:
+            self._fail(parts, "llama.cpp could not compute this request's batch.")
+        elif not self._scheduler.no_room():
+            self._fail(parts, "The KV cache has no room for this request although it runs alone.")
+
+    def _sample(self, parts: Sequence[Part]) -> None:
+        if not parts:
+            return
+        generations = [self._generations[part.job.id] for part in parts]
+        logits = self._backend.logits()
+        if all(generation.sampler.is_plain_argmax for generation in generations):
+            best = logits.argmax(axis=1)
+            if np.isfinite(logits[np.arange(len(best)), best]).all():
+                for generation, token in zip(generations, best.tolist(), strict=True):
+                    self._advance(generation, token)
+                return
+        for part, generation, row in zip(parts, generations, logits, strict=True):
+            try:
+                token = _choose(generation, row)
+            except EngineError as error:
+                self._fail([part], error.message)
+            else:
+                self._advance(generation, token)
+
+    def _advance(self, generation: _Generation, token: int) -> None:
+        job, text = generation.job, generation.text
+        job.tokens.append(token)
+        self._n_completion_tokens += 1
+        generation.n_unsent += 1
+        if job.n_generated == 1:
+            generation.first_token = time.monotonic()
+        ended = token in self._end_tokens
+        shown = "" if ended else text.push(self._backend.token_bytes(token))
+        reason: Literal["stop", "length"] | None = None
+        if ended or text.stopped:
+            reason = "stop"
+        elif job.n_generated >= job.max_new_tokens:
+            reason = "length"
+        if reason is not None:
+            shown += text.flush()
+        if shown:
+            self._events.append(Delta(job.id, shown, generation.n_unsent))
+            generation.n_unsent = 0
+        if reason is not None:
+            self._finish(generation, reason)
+
+    def _finish(self, generation: _Generation, reason: Literal["stop", "length"]) -> None:
+        job = generation.job
+        self._scheduler.finish(job)
+        del self._generations[job.id]
+        started = generation.started
+        assert started is not None
+        self._events.append(
+            Finished(
+                id=job.id,
+                reason=reason,
+                prompt_tokens=job.n_prompt,
+                completion_tokens=job.n_generated,
+                cached_tokens=job.n_cached or 0,
+                prefill_s=generation.first_token - started,
+                decode_s=time.monotonic() - generation.first_token,
+            )
+        )
+
+    def _fail(self, parts: Sequence[Part], message: str) -> None:
+        for part in parts:
+            self._scheduler.drop(part.job)
+            del self._generations[part.job.id]
+            self._events.append(Failed(part.job.id, "engine_error", message))
+
+
+def _choose(generation: _Generation, row: Logits) -> int:
+    if generation.sampler.is_plain_argmax:
+        return checked_argmax(row)
+    return generation.sampler.sample(row, generation.job.tokens)
+
+
+def _failed(id: str, error: RequestError) -> Failed:
+    if isinstance(error, ContextOverflow):
+        return Failed(
+            id,
+            "context_overflow",
+            error.message,
+            prompt_tokens=error.prompt_tokens,
+            context_tokens=error.context_tokens,
+        )
+    return Failed(id, "bad_request", error.message, error.param if isinstance(error, BadRequest) else None)
