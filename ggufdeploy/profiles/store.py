@@ -119,7 +119,7 @@ class ProfileSet:
         begun = [known for known in self.names() if known.startswith((f"{key}-", f"{key}."))]
         if len(begun) > 1:
             return Ambiguous("model", name, begun, hint=f"name one of them, for example {begun[0]}")
-        close = begun[0] if begun else nearest(key, [*self.names(), *self._aliases()])
+        close = begun[0] if begun else nearest(key, self.names()) or nearest(key, self._aliases())
         return NotFound("model", name, hint=f"did you mean {close}? {_LIST_HINT}" if close else _LIST_HINT)
 
 
