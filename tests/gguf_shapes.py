@@ -10,7 +10,7 @@ from tests.gguf_mix import MixContext
 
 BYTE_TOKENS = 3 + 256
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{{ '\\n' }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
@@ -77,8 +77,8 @@ TINY_LLAMA = ModelShape(
     head_dim=16,
 )
 TINY_TIED = ModelShape(
-    "tiny-tied", n_layers=2, n_embd=64, n_ff=128, n_heads=4, n_kv_heads=2, n_vocab=384, context_tokens=2048, head_dim=16,
-    tied=True,
+    "tiny-tied", n_layers=2, n_embd=64, n_ff=128, n_heads=4, n_kv_heads=2, n_vocab=384, context_tokens=2048,
+    head_dim=16, tied=True,
 )  # fmt: skip
 TINY_MIXTRAL = ModelShape(
     "tiny-mixtral", n_layers=4, n_embd=64, n_ff=128, n_heads=4, n_kv_heads=2, n_vocab=384, context_tokens=2048,

@@ -279,7 +279,8 @@ def write_model(
     if seed is None and shape.name.startswith("tiny-") and quantization in {"F32", "F16"}:
         seed = 0
     files = build_model(shape, quantization, stem=stem, shards=shards, seed=seed)
-    return [shard.builder.write(folder / shard.name, ghost=ghost) for shard in files][0]
+    paths = [shard.builder.write(folder / shard.name, ghost=ghost) for shard in files]
+    return paths[0]
 
 
 def write_mixtral_8x22b(path_or_dir: Path, quantization: str, shards: int = 1, ghost: bool = True) -> Path:

@@ -1,0 +1,144 @@
+"""Which blocks keep a KV cache, how wide it is, and which see only a sliding window.
+
+Source: llama.cpp src/llama-hparams.cpp, src/llama-model.cpp (load_hparams, create_memory), src/llama-kv-cache.cpp,
+and the architectures' files in src/models/ for what they set themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggufdeploy.gguf.keys import Keys
+
+_WITHOUT_CACHE = frozenset(
+    {
+        "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert",
+        "gemma-embedding", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1",
+        "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7",
+    }
+)  # fmt: skip
+"""Encoders and diffusion models attend without a cache; recurrent models have a state instead."""
+
+_FULL_ATTENTION_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
+"""Hybrids whose other blocks are recurrent, and the interval when `full_attention_interval` is absent."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """every: this and each further such block attends to everything, at the start or the end of its group."""
+
+    every: int
+    full_first: bool = False
+    default_tokens: int | None = None
+
+
+_WINDOWS = {
+    "gemma2": _Window(2, default_tokens=4096), "gemma3": _Window(6), "gemma3n": _Window(5), "gpt-oss": _Window(2),
+    "cohere2": _Window(4), "cohere2moe": _Window(4, True), "exaone-moe": _Window(4), "olmo2": _Window(4),
+    "afmoe": _Window(4), "mellum": _Window(4), "muse-glimmer": _Window(4), "plamo3": _Window(8),
+    "laguna": _Window(4, True), "smallthinker": _Window(4, True),
+}  # fmt: skip
+"""Architectures llama.cpp windows. Others may carry `attention.sliding_window`, but attend to everything."""
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """The cache of one block: heads (0: none), elements per head, and the window if it keeps only that."""
+
+    heads: int
+    key_length: int
+    value_length: int
+    window_tokens: int | None
+
+
+def kv_shapes(keys: Keys, n_blocks: int) -> tuple[KvShape, ...]:
+    """Return the cache shape of every block. Raises BadGguf for arrays of the wrong length."""
+    n_heads = keys.per_block("attention.head_count", n_blocks) or (0,) * n_blocks
+    kv_heads = keys.per_block("attention.head_count_kv", n_blocks) or n_heads
+    cached = _cached_blocks(keys, n_blocks)
+    windows = _windows(keys, n_blocks)
+    full = _head_lengths(keys, n_heads, "", (0, 0))
+    windowed = _head_lengths(keys, n_heads, "_swa", full)
+    latent = keys.number("attention.key_length_mla") is not None
+    shapes = []
+    for index in range(n_blocks):
+        key_length, value_length = full if windows[index] is None else windowed
+        heads = kv_heads[index] if cached[index] else 0
+        shapes.append(KvShape(heads, key_length, 0 if latent else value_length, windows[index]))
+    return tuple(shapes)
+
+
+def _head_lengths(keys: Keys, n_heads: tuple[int, ...], suffix: str, default: tuple[int, int]) -> tuple[int, int]:
+    """Return (key, value) elements per head.
+
+    With multi-head latent attention the key is the compressed vector plus the rotated part, and no value is kept;
+    converters then write head_count_kv 1. `key_length_mla` tells such files from older ones, which cache all heads.
+    """
+    heads = next((h for h in n_heads if h), 0)
+    derived = keys.required("embedding_length") // heads if heads else 0
+    key_default, value_default = default if suffix else (derived, derived)
+    rank, rotated = keys.number("attention.kv_lora_rank"), keys.number("rope.dimension_count")
+    if not suffix and rank is not None and rotated is not None and keys.number("attention.key_length_mla") is not None:
+        key_default = rank + rotated
+    key_length = keys.number(f"attention.key_length{suffix}")
+    value_length = keys.number(f"attention.value_length{suffix}")
+    return (
+        key_default if key_length is None else key_length,
+        value_default if value_length is None else value_length,
+    )
+
+
+def _cached_blocks(keys: Keys, n_blocks: int) -> list[bool]:
+    if keys.architecture in _WITHOUT_CACHE:
+        return [False] * n_blocks
+    with_cache = n_blocks - (keys.number("nextn_predict_layers") or 0)
+    if keys.architecture == "gemma3n":
+        with_cache = min(with_cache, 20)
+    if keys.architecture == "gemma4":
+        with_cache = min(with_cache, n_blocks - (keys.number("attention.shared_kv_layers") or 0))
+    recurrent = _recurrent_blocks(keys, n_blocks)
+    return [index < with_cache and not recurrent[index] for index in range(n_blocks)]
+
+
+def _recurrent_blocks(keys: Keys, n_blocks: int) -> list[bool]:
+    """Other hybrids (jamba, lfm2, nemotron_h, granitehybrid...) say it by a head_count_kv of 0."""
+    default = _FULL_ATTENTION_EVERY.get(keys.architecture)
+    if default is None:
+        return [False] * n_blocks
+    listed = keys.per_block("attention.recurrent_layers", n_blocks)
+    if listed is not None:
+        return [bool(item) for item in listed]
+    every = keys.number("full_attention_interval") or default
+    return [(index + 1) % every != 0 for index in range(n_blocks)]
+
+
+def _windows(keys: Keys, n_blocks: int) -> list[int | None]:
+    tokens, pattern = _window_tokens(keys, n_blocks), "attention.sliding_window_pattern"
+    if not tokens:
+        return [None] * n_blocks
+    if keys.is_array(pattern):
+        flags = keys.per_block(pattern, n_blocks) or ()
+        return [tokens if flag else None for flag in flags]
+    rule = _window_rule(keys, n_blocks)
+    if rule is None:
+        return [None] * n_blocks
+    every = keys.number(pattern)
+    every = rule.every if every is None else every
+    full = 0 if rule.full_first else every - 1
+    return [None if every and index % every == full else tokens for index in range(n_blocks)]
+
+
+def _window_tokens(keys: Keys, n_blocks: int) -> int | None:
+    tokens = keys.number("attention.sliding_window")
+    if keys.architecture == "llama4":
+        return None if tokens == 0 else 8192
+    rule = _window_rule(keys, n_blocks)
+    return rule.default_tokens if tokens is None and rule is not None else tokens
+
+
+def _window_rule(keys: Keys, n_blocks: int) -> _Window | None:
+    if keys.architecture == "llama4":
+        return _Window(4)
+    if keys.architecture == "exaone4":
+        return _Window(4, default_tokens=4096) if n_blocks == 64 else None
+    return _WINDOWS.get(keys.architecture)
