@@ -106,6 +106,10 @@ class EngineClient:
         """Return when requests are taken. Raises LoadFailed, also when the process died while loading."""
         await asyncio.shield(self._loaded)
 
+    async def wait_ended(self) -> None:
+        """Return when the worker's process is gone and every request in it was told."""
+        await asyncio.shield(self._watching)
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See EngineService.generate. Raises ValueError when the id is in flight already."""
         self._refuse_unless_ready()

@@ -44,7 +44,6 @@ def make_plan(
     """Assemble the plan for `chosen`; `result` supplies the alternatives, `advice` the ways out of offloading."""
     info, placement = chosen.candidate.info, chosen.placement
     parts = (*chosen.usage.devices, chosen.usage.host)
-    used = [items for items in placement.items_per_device if items]
     return Plan(
         model=PlanModel(
             ref, name, repo, revision, info.architecture, info.n_params, info.n_layers, info.n_experts,
@@ -64,7 +63,7 @@ def make_plan(
             placement.n_gpu_layers,
             placement.n_layers_total,
             placement.strategy,
-            "layer" if len(used) > 1 else "none",
+            "layer" if placement.n_devices > 1 else "none",
             placement.tensor_split,
             placement.overrides(),
         ),
@@ -118,7 +117,7 @@ def _warnings(
 ) -> tuple[PlanWarning, ...]:
     warnings = []
     if chosen.verdict in ("offload", "disk") and machine.devices and chosen.placement.n_gpu_layers:
-        hint = "; ".join(f"{a.text}: {a.command}" if a.command else a.text for a in advice) or None
+        hint = "\n".join(f"{a.text}: {a.command}" if a.command else a.text for a in advice) or None
         warnings.append(PlanWarning("offload_speed", offload_sentence(chosen), hint))
     elif chosen.verdict == "cpu" and machine.devices:
         warnings.append(

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from ggufdeploy.gguf.model import LayerInfo, ModelInfo
 from ggufdeploy.planner.placement import Placement
-from ggufdeploy.planner.request import KvType, PlanRequest
+from ggufdeploy.planner.request import KvType, PlanRequest, kv_cells
 from ggufdeploy.units import MIB
 
 # (bytes, elements) of one block. Source: llama.cpp ggml/src/ggml-common.h.
@@ -64,9 +64,20 @@ def kv_row_bytes(layer: LayerInfo, kv_type: KvType) -> int:
     return layer.kv_heads * (layer.key_length + layer.value_length) * block_bytes // block_elements
 
 
+def kv_layer_bytes(layer: LayerInfo, request: PlanRequest) -> int:
+    """Return bytes of one layer's KV cache; a sliding window keeps a window per slot and what one pass adds.
+
+    Source: llama.cpp src/llama-kv-cache-iswa.cpp.
+    """
+    cells = request.kv_cells
+    if layer.window_tokens is not None:
+        cells = min(cells, kv_cells(layer.window_tokens * request.slots + request.n_ubatch))
+    return cells * kv_row_bytes(layer, request.kv_type)
+
+
 def kv_bytes(model: ModelInfo, request: PlanRequest) -> int:
-    """Return bytes of the whole KV cache if every layer keeps all cells; an upper bound for sliding windows."""
-    return request.kv_cells * sum(kv_row_bytes(layer, request.kv_type) for layer in model.layers)
+    """Return bytes of the whole KV cache."""
+    return sum(kv_layer_bytes(layer, request) for layer in model.layers)
 
 
 def compute_bytes(model: ModelInfo, request: PlanRequest, *, k: int = 3) -> int:
@@ -105,7 +116,7 @@ class FormulaMemory:
     """Weights from the tensor table, KV and compute by formula.
 
     kv_total_bytes: the engine's own total for this model and request, if it was asked; layers then share it in
-    proportion to the formula, which makes sliding-window and hybrid models right in total.
+    proportion to the formula, which makes hybrid models right in total.
     """
 
     kv_total_bytes: int | None = None
@@ -139,7 +150,7 @@ class FormulaMemory:
         return DeviceUsage(weights, self._kv(model, request, placement.host_layers), compute)
 
     def _kv(self, model: ModelInfo, request: PlanRequest, layers: range) -> int:
-        by_formula = request.kv_cells * sum(kv_row_bytes(model.layers[index], request.kv_type) for index in layers)
+        by_formula = sum(kv_layer_bytes(model.layers[index], request) for index in layers)
         whole = kv_bytes(model, request)
         if self.kv_total_bytes is None or whole == 0:
             return by_formula

@@ -1,0 +1,93 @@
+"""`ggufdeploy plan`: explain, download nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufdeploy.cli.command import command
+from ggufdeploy.cli.options import machine_options, model_argument, read_settings, revision_option, wish_options
+from ggufdeploy.cli.output import Output
+
+if TYPE_CHECKING:
+    from ggufdeploy.deploy.planning import Planned
+    from ggufdeploy.hardware.catalog import GpuSpec
+    from ggufdeploy.settings import Settings
+
+
+@command(
+    "plan",
+    examples=[
+        ("ggufdeploy plan mixtral-8x22b --ctx 32k", "the best quantization for this machine, and why"),
+        ("ggufdeploy plan mixtral-8x22b --gpu h100-sxm --ctx 64k", "for a card that is not in this machine"),
+        ("ggufdeploy plan owner/repo:Q5_K_M --gpu rtx-4090:2 --ram 128GiB", "a repository, two cards, other RAM"),
+        ("ggufdeploy plan ./model.gguf --json", "a local file, as one JSON document"),
+    ],
+)
+@model_argument
+@wish_options
+@machine_options
+@revision_option
+def plan(
+    model: str,
+    gpu: tuple[GpuSpec, int] | None,
+    machine_file: Path | None,
+    ram_bytes: int | None,
+    revision: str | None,
+    out: Output,
+    **wish: object,
+) -> None:
+    """Show which quantization of MODEL fits, where its layers go, how fast it will be, and what else is possible.
+
+    Reads only headers from the Hub (a few MB) and downloads nothing.
+    """
+    planned = make_planned(model, wish, gpu, machine_file, ram_bytes, revision, out, read_settings())
+    show(planned, out, simulated=gpu is not None or machine_file is not None or ram_bytes is not None)
+
+
+def make_planned(
+    model: str,
+    wish: dict[str, object],
+    gpu: tuple[GpuSpec, int] | None,
+    machine_file: Path | None,
+    ram_bytes: int | None,
+    revision: str | None,
+    out: Output,
+    settings: Settings,
+) -> Planned:
+    """Resolve and plan, saying on stderr what takes time; shared with `run`."""
+    from ggufdeploy.cli.machines import choose_machine
+    from ggufdeploy.deploy.planning import Wish, make
+    from ggufdeploy.deploy.sources import resolve
+
+    found = choose_machine(gpu, machine_file, ram_bytes)
+    for note in found.notes:
+        out.note(note)
+    out.detail(f"looking up {model}")
+    source, quantization = resolve(model, settings, revision=revision)
+    wish = {**wish, "quantization": wish.get("quantization") or quantization}
+    return make(source, model, Wish(**wish), found.machine)  # type: ignore[arg-type]  # names are Wish's fields
+
+
+def show(planned: Planned, out: Output, *, simulated: bool) -> None:
+    """Print the plan on stdout: in words, or as the JSON document."""
+    from ggufdeploy.planner.plan import plan_to_json
+
+    if out.mode == "json":
+        out.write(plan_to_json(planned.plan) + "\n")
+    else:
+        out.result("\n".join(explanation(planned, simulated=simulated)), planned.plan)
+
+
+def explanation(planned: Planned, *, simulated: bool) -> list[str]:
+    """Return the plan in words."""
+    from ggufdeploy.planner import explain
+
+    plan = planned.plan
+    lines = ["SIMULATED: planned for hardware that is not this machine's."] if simulated else []
+    lines += [explain.headline(plan), explain.placement_line(plan), "", *explain.receipt(plan), ""]
+    lines += explain.ladder(plan, dict(planned.sizes))
+    for warning in plan.warnings:
+        lines += ["", f"warning: {warning.message}"]
+        lines += [f"  {line}" for line in (warning.hint or "").splitlines()]
+    return lines

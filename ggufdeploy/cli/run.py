@@ -1,0 +1,215 @@
+"""`ggufdeploy run`: plan, fetch, load, and serve or answer once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ggufdeploy.cli.command import Option, command
+from ggufdeploy.cli.options import (
+    dry_run_option,
+    host_option,
+    model_argument,
+    port_option,
+    read_settings,
+    revision_option,
+    wish_options,
+)
+from ggufdeploy.cli.output import Output
+from ggufdeploy.cli.plan import make_planned, show
+from ggufdeploy.errors import BadValue
+from ggufdeploy.units import format_duration, format_rate
+
+if TYPE_CHECKING:
+    import socket
+
+    from ggufdeploy.deploy.planning import Planned
+    from ggufdeploy.deploy.running import Ready, ServeOptions
+    from ggufdeploy.engine.request import EngineConfig
+    from ggufdeploy.settings import Settings
+
+
+@command(
+    "run",
+    examples=[
+        ("ggufdeploy run mixtral-8x22b", "the best quantization for this machine, on http://127.0.0.1:8080/v1"),
+        ("ggufdeploy run mixtral-8x22b --ctx 32k --slots 8", "a longer context, shared by eight requests"),
+        ('ggufdeploy run smollm2-135m --prompt "Why is the sky blue?"', "answer once and exit"),
+        ("ggufdeploy run owner/repo:Q4_K_M --dry-run", "show the plan and stop"),
+    ],
+)
+@model_argument
+@wish_options
+@host_option
+@port_option
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path, dir_okay=False), cls=Option, section="Server", metavar="FILE",
+    help="Ask clients for the key in this file; needed beyond 127.0.0.1.  [also: GGUFDEPLOY_API_KEY]",
+)  # fmt: skip
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path, dir_okay=False), cls=Option, section="Server", metavar="FILE",
+    help="Write {url, pid, model} here as JSON once the model answers.",
+)  # fmt: skip
+@click.option("--prompt", cls=Option, metavar="TEXT", help="Answer this once on stdout and exit.")
+@click.option("--max-tokens", type=click.IntRange(min=1), cls=Option, metavar="N", help="Longest answer to --prompt.")
+@revision_option
+@dry_run_option
+def run(
+    model: str,
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    ready_file: Path | None,
+    prompt: str | None,
+    max_tokens: int | None,
+    revision: str | None,
+    dry_run: bool,
+    out: Output,
+    **wish: object,
+) -> int:
+    """Plan MODEL for this machine, fetch what the plan needs, load it, and serve it as an OpenAI-compatible API."""
+    from ggufdeploy.deploy.running import ServeOptions, engine_config
+    from ggufdeploy.server.run import bind
+
+    settings = read_settings()
+    options = ServeOptions(host, port, _api_key(api_key_file, settings), ready_file)
+    serving = prompt is None and not dry_run
+    if serving:
+        _check(options)
+    sock = bind(host, port) if serving else None
+    try:
+        planned = _plan(model, wish, revision, out, settings, dry_run)
+        if dry_run:
+            return 0
+        planned, path = _fetch(planned, out)
+        config = engine_config(planned, path)
+        if sock is None:
+            return _answer(planned, config, prompt or "", max_tokens, out)
+        return _serve(planned, config, options, sock, out)
+    finally:
+        if sock is not None:
+            sock.close()
+
+
+def _api_key(file: Path | None, settings: Settings) -> str | None:
+    if file is None:
+        return settings.api_key
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise BadValue("--api-key-file", f"--api-key-file {file} cannot be read: {error.strerror}") from error
+    if not key:
+        raise BadValue("--api-key-file", f"--api-key-file {file} is empty", hint="put the key in it, on one line")
+    return key
+
+
+def _plan(
+    model: str, wish: dict[str, object], revision: str | None, out: Output, settings: Settings, dry_run: bool
+) -> Planned:
+    """Plan for this machine and say so: in full with --dry-run, else the headline, the receipt and the warnings."""
+    from ggufdeploy.planner import explain
+
+    planned = make_planned(model, wish, None, None, None, revision, out, settings)
+    plan = planned.plan
+    if dry_run:
+        show(planned, out, simulated=False)
+        return planned
+    for line in (explain.headline(plan), explain.placement_line(plan), *explain.receipt(plan)):
+        out.note(line)
+    for warning in plan.warnings:
+        if warning.code != "estimate":  # the file is about to be here, and planned again
+            out.warning(warning.message, warning.hint)
+    return planned
+
+
+def _fetch(planned: Planned, out: Output) -> tuple[Planned, Path]:
+    """Fetch what the plan needs; say how to go on when that is interrupted."""
+    from ggufdeploy.deploy.planning import fetch
+
+    try:
+        with out.download_progress() as progress:
+            return fetch(planned, progress)
+    except KeyboardInterrupt:
+        out.hint(f"what was fetched is kept; the same command goes on: ggufdeploy run {planned.plan.model.ref}")
+        raise
+
+
+def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int | None, out: Output) -> int:
+    from ggufdeploy.deploy.running import answer, sampling_defaults
+
+    profile = planned.source.profile
+    pieces: list[str] = []
+
+    def on_text(text: str) -> None:
+        pieces.append(text)
+        if out.mode != "json":
+            out.write(text)
+
+    sampling = sampling_defaults(profile.sampling if profile else None)
+    done = asyncio.run(answer(config, prompt, sampling, max_tokens, _loading(out), on_text))
+    if out.mode == "json":
+        out.document(
+            {
+                "model": planned.source.name,
+                "text": "".join(pieces),
+                "finish_reason": done.reason,
+                "prompt_tokens": done.prompt_tokens,
+                "completion_tokens": done.completion_tokens,
+            }
+        )
+        return 0
+    out.write("\n")
+    if done.decode_s > 0 and done.completion_tokens > 1:
+        rate = format_rate((done.completion_tokens - 1) / done.decode_s)
+        out.note(f"{done.completion_tokens} tokens, {rate}")
+    return 0
+
+
+def _serve(planned: Planned, config: EngineConfig, options: ServeOptions, sock: socket.socket, out: Output) -> int:
+    from ggufdeploy.deploy.running import planned_and_actual, serve
+
+    def on_ready(ready: Ready) -> None:
+        info = ready.info
+        for line in planned_and_actual(planned.plan, info):
+            out.note(line)
+        out.note(
+            f"ready in {format_duration(ready.seconds)}: {ready.url}/v1  model {ready.model_id}, "
+            f"{info.context_tokens:,} tokens of context shared by {info.slots} slots"
+        )
+        out.hint(
+            f"curl {ready.url}/v1/chat/completions -H 'Content-Type: application/json' "
+            f'-d \'{{"model": "{ready.model_id}", "messages": [{{"role": "user", "content": "Hi"}}]}}\''
+        )
+        out.note("Ctrl-C stops it.")
+
+    def on_stopping() -> None:
+        out.note(f"stopping; running requests have {format_duration(options.drain_s)}, Ctrl-C again ends them now")
+
+    coroutine = serve(
+        planned, config, options, sock, on_progress=_loading(out), on_ready=on_ready, on_stopping=on_stopping
+    )
+    return asyncio.run(coroutine)
+
+
+def _loading(out: Output) -> Callable[[float], None]:
+    """Return a progress callback that speaks at every quarter."""
+    said = -1
+
+    def on_progress(fraction: float) -> None:
+        nonlocal said
+        quarter = int(fraction * 4)
+        if quarter > said:
+            said = quarter
+            out.detail(f"loading: {quarter * 25} %")
+
+    return on_progress
+
+
+def _check(options: ServeOptions) -> None:
+    from ggufdeploy.server.auth import check_bind_address
+
+    check_bind_address(options.host, options.api_key)

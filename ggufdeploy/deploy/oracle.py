@@ -1,0 +1,123 @@
+"""llama.cpp as the planner's oracle: the dry run behind the `MemoryModel` protocol, and plans as engine parameters."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ggufdeploy.deploy.sources import Headers
+from ggufdeploy.engine.dryrun import DryRun, DryRunAnswer
+from ggufdeploy.engine.request import EngineConfig, TensorOverride
+from ggufdeploy.errors import EngineError
+from ggufdeploy.gguf.ghost import write_ghost
+from ggufdeploy.gguf.model import ModelInfo
+from ggufdeploy.hardware.machine import Machine
+from ggufdeploy.planner.memory import DeviceUsage, Usage
+from ggufdeploy.planner.placement import Placement, on_cpu
+from ggufdeploy.planner.plan import Plan
+from ggufdeploy.planner.request import PlanRequest, kv_cells
+
+
+@contextmanager
+def model_file(headers: Headers) -> Iterator[Path]:
+    """Yield a path llama.cpp can open: the real file, or a ghost of it for as long as the block runs."""
+    if headers.path is not None:
+        yield headers.path
+        return
+    with tempfile.TemporaryDirectory(prefix="ggufdeploy-ghost-") as folder:
+        shards = [(shard.name, shard.raw, shard.n_bytes) for shard in headers.shards]
+        yield write_ghost(shards, Path(folder))
+
+
+class EngineMemory:
+    """A MemoryModel that asks llama.cpp. Answers are remembered per placement."""
+
+    def __init__(self, dry_run: DryRun, model_path: str, machine: Machine, rpc_endpoints: tuple[str, ...] = ()) -> None:
+        self._dry_run, self._path, self._machine = dry_run, model_path, machine
+        self._rpc_endpoints = rpc_endpoints
+        self._known: dict[tuple[PlanRequest, Placement], Usage] = {}
+
+    def usage(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> Usage:
+        """See MemoryModel. Raises EngineError when llama.cpp cannot answer or sees other devices than the plan."""
+        key = (request, placement)
+        if key not in self._known:
+            self._known[key] = self._ask(model, request, placement)
+        return self._known[key]
+
+    def kv_total_bytes(self, model: ModelInfo, request: PlanRequest) -> int:
+        """Return the whole KV cache in bytes; it does not depend on the placement."""
+        answer = self._dry_run.ask(engine_config(request, on_cpu(model.n_layers, 0), self._path))
+        return answer.host.kv_bytes
+
+    def _ask(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> Usage:
+        config = engine_config(request, placement, self._path, rpc_endpoints=self._rpc_endpoints)
+        answer = self._dry_run.ask(config)
+        devices = _match(answer, placement, self._machine)
+        # Host weights that the CPU backend repacks are missing from the host record: take the remainder.
+        on_devices = sum(part.weights_bytes for part in devices)
+        held = model.total_bytes + (model.output_bytes if model.tied_embeddings and on_devices else 0)
+        host = DeviceUsage(max(held - on_devices, 0), answer.host.kv_bytes, answer.host.compute_bytes)
+        return Usage(devices, host, "engine")
+
+
+def _match(answer: DryRunAnswer, placement: Placement, machine: Machine) -> tuple[DeviceUsage, ...]:
+    """Line the engine's devices up with the machine's; a device the engine does not use counts zero."""
+    found = {part.name: DeviceUsage(part.weights_bytes, part.kv_bytes, part.compute_bytes) for part in answer.devices}
+    unknown = set(found) - {device.name for device in machine.devices}
+    if unknown or (placement.n_gpu_layers and not found):
+        raise EngineError(
+            f"llama.cpp sees {', '.join(found) or 'no GPU'}, the plan {', '.join(d.name for d in machine.devices)}",
+            hint="check the build: ggufdeploy doctor",
+        )
+    nothing = DeviceUsage(0, 0, 0)
+    return tuple(found.get(device.name, nothing) for device in machine.devices)
+
+
+def engine_config(
+    request: PlanRequest, placement: Placement, model_path: str, *, rpc_endpoints: tuple[str, ...] = ()
+) -> EngineConfig:
+    """Return the parameters a dry run is asked with; memory does not depend on the number of threads."""
+    return EngineConfig(
+        model_path=model_path,
+        context_tokens=request.kv_cells,
+        slots=request.slots,
+        n_gpu_layers=placement.n_gpu_layers,
+        n_batch=request.n_ubatch,
+        n_ubatch=request.n_ubatch,
+        key_type=request.kv_type,
+        value_type=request.kv_type,
+        flash_attention=True,
+        split_mode="layer" if placement.n_devices > 1 else "none",
+        tensor_split=placement.tensor_split,
+        overrides=tuple(TensorOverride(pattern, "CPU") for pattern in placement.overrides()),
+        load_mode="mmap",
+        threads=1,
+        rpc_endpoints=rpc_endpoints,
+    )
+
+
+def plan_config(
+    plan: Plan, model_path: Path, *, chat_template: str | None = None, rpc_endpoints: tuple[str, ...] = ()
+) -> EngineConfig:
+    """Return the parameters that carry out a plan, also one read back from JSON."""
+    place, engine = plan.placement, plan.engine
+    return EngineConfig(
+        model_path=str(model_path),
+        context_tokens=kv_cells(plan.context_tokens),
+        slots=plan.slots,
+        n_gpu_layers=place.n_gpu_layers,
+        n_batch=engine.n_batch,
+        n_ubatch=engine.n_ubatch,
+        key_type=plan.kv_cache.key_type,
+        value_type=plan.kv_cache.value_type,
+        flash_attention=engine.flash_attention,
+        split_mode=place.split_mode,
+        tensor_split=place.tensor_split,
+        overrides=tuple(TensorOverride(pattern, "CPU") for pattern in place.overrides),
+        load_mode=engine.load_mode,
+        threads=engine.threads,
+        chat_template=chat_template,
+        rpc_endpoints=rpc_endpoints,
+    )
