@@ -14,6 +14,7 @@ from ggufdeploy.errors import BadRequest
 from ggufdeploy.server.state import ServerConfig
 
 T = TypeVar("T")
+_DISCARD_BYTES = 32 << 20
 _WHERE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 
@@ -64,19 +65,27 @@ def _check_media_type(request: Request) -> None:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
-    """Return the whole body, reading no more than `max_bytes`."""
-    too_large = HTTPException(413, f"The body is larger than {max_bytes:,} bytes.")
+    """Return the whole body, keeping no more than `max_bytes`.
+
+    What is too large is read on for a while, since many clients read the answer only after all is sent.
+    """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > max_bytes:
+    size = int(announced[:20]) if announced.isdecimal() else 0
+    too_large = HTTPException(413, f"The body is larger than {max_bytes:,} bytes.")
+    if size > max_bytes and "expect" in request.headers:
         raise too_large
     parts: list[bytes] = []
-    size = 0
+    keep, received = size <= max_bytes, 0
     try:
         async for part in request.stream():
-            size += len(part)
-            if size > max_bytes:
-                raise too_large
-            parts.append(part)
+            received += len(part)
+            keep = keep and received <= max_bytes
+            if keep:
+                parts.append(part)
+            elif received > max_bytes + _DISCARD_BYTES:
+                break
     except ClientDisconnect as error:
         raise HTTPException(400, "The connection closed before the body was complete.") from error
+    if not keep:
+        raise too_large
     return b"".join(parts)

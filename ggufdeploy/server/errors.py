@@ -25,6 +25,7 @@ from ggufdeploy.errors import (
     GgufdeployError,
     LoadFailed,
     ModelNotServed,
+    NoDryRun,
     Overloaded,
     RequestError,
 )
@@ -48,6 +49,7 @@ SHAPES: Mapping[type[GgufdeployError], Shape] = {
     ModelNotServed: Shape(404, "invalid_request_error", "model_not_found"),
     Overloaded: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     EngineError: Shape(500, "server_error", "engine_error", retry=False),
+    NoDryRun: Shape(500, "server_error", "engine_error", retry=False),
     LoadFailed: Shape(503, "server_error", "model_load_failed", retry=False),
     EngineCrashed: Shape(500, "server_error", "engine_crashed", retry=False),
 }

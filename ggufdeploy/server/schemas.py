@@ -116,7 +116,7 @@ class GenerationBody(Struct, kw_only=True):
         """Raise BadRequest for a parameter that would be ignored although it changes the answer."""
         for name, off in _UNSUPPORTED.items():
             value = getattr(self, name)
-            if value is not None and value not in off:
+            if value is not None and not _is_off(value, off):
                 raise unsupported(name)
 
     def stop_texts(self) -> tuple[str, ...]:
@@ -195,6 +195,11 @@ def unsupported(name: str) -> BadRequest:
         param=name,
         code="unsupported_parameter",
     )
+
+
+def _is_off(value: Any, off: tuple[Any, ...]) -> bool:
+    """Compare without taking False for 0: `logprobs: 0` of text completions asks for logprobs."""
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in off)
 
 
 def _logit_bias(biases: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
