@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import psutil  # type: ignore[import-untyped, unused-ignore]
+import psutil
 
 ROOT = Path("/")
 _SLICE_BYTES = 128 << 20  # per thread: no cache shared by few cores holds it

@@ -15,7 +15,7 @@ from ggufdeploy.settings import Settings
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    import tomli as tomllib
 
 _LIST_HINT = "list them: ggufdeploy profiles list"
 
@@ -55,6 +55,15 @@ class ProfileSet:
         if owner is None:
             raise self._not_found(name)
         return self._load(self.path(owner))
+
+    def by_repo(self, repo: str) -> Profile | None:
+        """Return the profile that names this Hub repository first among its own, None when none does."""
+        ranked = [
+            (names.index(repo.lower()), profile)
+            for profile in self.profiles()
+            if repo.lower() in (names := [name.lower() for name in profile.repos])
+        ]
+        return min(ranked, key=lambda item: item[0])[1] if ranked else None
 
     def profiles(self) -> tuple[Profile, ...]:
         """Return all profiles, sorted by name. Raises BadConfig, also when two files claim one alias."""

@@ -182,3 +182,9 @@ def test_a_file_that_is_not_toml_is_refused_by_name(store, content):
     (store.user / "mine.toml").write_bytes(content)
     with pytest.raises(BadConfig, match=r"mine\.toml is not TOML"):
         store.load().find("mine")
+
+
+def test_a_repository_leads_to_the_profile_that_names_it(store):
+    profiles = store.load()
+    assert profiles.by_repo("Someone/BIG-8x7b-gguf").name == "big-8x7b"
+    assert profiles.by_repo("someone/else") is None
