@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
+from ggufdeploy.engine.backend import Chunk, Decoded, Logits
 from ggufdeploy.engine.request import Accepted, Delta, EngineInfo, Event, Finished, GenerateRequest, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.errors import EngineError, GgufdeployError, Overloaded
@@ -142,3 +145,117 @@ class FakeEngine:
             raise Overloaded("The model is still loading.", retry_after_s=1.0)
         if self.phase != "ready":
             raise EngineError(self.error or f"The engine is {self.phase}.")
+
+
+END, BOS = 256, 257
+
+
+def next_letter(tokens: Sequence[int]) -> int:
+    """Return a letter that depends on every token and its position: a mix-up in the cache changes the text."""
+    return ord("a") + sum((position + 1) * token for position, token in enumerate(tokens)) % 26
+
+
+def expected_text(prompt: Sequence[int], n_tokens: int) -> str:
+    """Return what FakeBackend makes of a prompt, greedily."""
+    tokens = list(prompt)
+    for _ in range(n_tokens):
+        tokens.append(next_letter(tokens))
+    return bytes(tokens[len(prompt) :]).decode()
+
+
+class FakeBackend:
+    """A Backend whose tokens are bytes, with a bounded cache and `answer` for a model.
+
+    answer: the tokens resident in a sequence -> the most likely next one. It checks the contract: positions continue
+    the sequence, batches fit, one chunk per sequence. rolls_back: False behaves like a recurrent model. outcomes: what
+    the next calls of `decode` return instead of computing. batches: every batch that was decoded.
+    """
+
+    end_tokens = frozenset({END})
+    bos_text = "<s>"
+    eos_text = "</s>"
+    adds_bos = False
+
+    def __init__(
+        self,
+        *,
+        cells: int = 64,
+        slots: int = 4,
+        n_batch: int = 16,
+        answer: Callable[[Sequence[int]], int] = next_letter,
+        rolls_back: bool = True,
+        chat_template: str | None = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}",
+    ) -> None:
+        self.info = EngineInfo(
+            description="fake",
+            context_tokens=cells,
+            slots=slots,
+            n_vocab=258,
+            context_train_tokens=cells,
+            buffers=(),
+            layer_devices=("CPU",),
+            has_chat_template=chat_template is not None,
+            load_s=0.0,
+        )
+        self.chat_template = chat_template
+        self.resident: dict[int, list[int]] = {seq_id: [] for seq_id in range(slots)}
+        self.batches: list[list[Chunk]] = []
+        self.outcomes: list[Decoded] = []
+        self._answer = answer
+        self._rolls_back = rolls_back
+        self._n_batch = n_batch
+        self._logits: Logits = np.zeros((0, 258), np.float32)
+
+    @property
+    def cells_used(self) -> int:
+        return sum(len(tokens) for tokens in self.resident.values())
+
+    def tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        return [BOS] * (add_special and self.adds_bos) + list(text.encode())
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
+
+    def decode(self, chunks: Sequence[Chunk]) -> Decoded:
+        assert chunks, "an empty batch"
+        assert len({chunk.seq_id for chunk in chunks}) == len(chunks)
+        n_tokens = sum(len(chunk.tokens) for chunk in chunks)
+        assert 0 < n_tokens <= self._n_batch
+        if self.outcomes and (outcome := self.outcomes.pop(0)) is not Decoded.OK:
+            return outcome
+        if self.cells_used + n_tokens > self.info.context_tokens:
+            return Decoded.NO_ROOM
+        rows = []
+        for chunk in chunks:
+            resident = self.resident[chunk.seq_id]
+            assert chunk.tokens
+            assert chunk.start == len(resident), f"position {chunk.start} after {len(resident)} tokens"
+            resident.extend(chunk.tokens)
+            if chunk.output:
+                rows.append(np.zeros(258, np.float32))
+                rows[-1][self._answer(resident)] = 10.0
+        self._logits = np.array(rows, np.float32).reshape(len(rows), 258)
+        self.batches.append([Chunk(c.seq_id, c.start, list(c.tokens), c.output) for c in chunks])
+        return Decoded.OK
+
+    def logits(self) -> Logits:
+        assert len(self._logits), "no chunk asked for logits"
+        return self._logits
+
+    def seq_rm(self, seq_id: int, from_pos: int) -> bool:
+        resident = self.resident[seq_id]
+        if not self._rolls_back and 0 < from_pos < len(resident):
+            resident.clear()
+            return False
+        del resident[from_pos:]
+        return True
+
+    def seq_cp(self, source: int, target: int, n_tokens: int) -> None:
+        assert not self.resident[target]
+        self.resident[target] = self.resident[source][:n_tokens]
+
+    def pos_max(self, seq_id: int) -> int:
+        return len(self.resident[seq_id]) - 1
+
+    def close(self) -> None:
+        self.resident.clear()

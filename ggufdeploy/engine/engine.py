@@ -102,6 +102,7 @@ class Engine:
         for id in [*self._preparing, *self._generations]:
             self._events.append(Failed(id, "engine_error", "The engine was stopped."))
         self._flush()
+        self._threads.close()
 
     def turn(self, *, wait: bool) -> None:
         """Take the calls that came in and make one step. wait: sleep until there is something to do."""

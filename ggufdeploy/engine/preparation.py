@@ -24,7 +24,7 @@ class DeepThreads:
     """A few daemon threads with a large stack that run what they are handed, first come first served."""
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         before = threading.stack_size(_STACK_BYTES)
         try:
             for index in range(_THREADS):
@@ -36,9 +36,14 @@ class DeepThreads:
         """Run `function` soon; it must not raise."""
         self._calls.put(function)
 
+    def close(self) -> None:
+        """End the threads once they have run what was handed in before."""
+        for _ in range(_THREADS):
+            self._calls.put(None)
+
     def _run(self) -> None:
-        while True:
-            self._calls.get()()
+        while (call := self._calls.get()) is not None:
+            call()
 
 
 class PromptReader:

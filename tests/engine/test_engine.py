@@ -1,0 +1,263 @@
+"""The loop with the fake backend: requests in, events out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ggufdeploy.engine.backend import Decoded
+from ggufdeploy.engine.engine import Engine
+from ggufdeploy.engine.request import (
+    Accepted,
+    ChatMessage,
+    ChatPrompt,
+    Delta,
+    EngineConfig,
+    Event,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Prompt,
+    SamplingParams,
+    Stats,
+    TextPrompt,
+    TokenPrompt,
+)
+from tests.fakes import END, FakeBackend, expected_text
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class Harness:
+    """An engine driven by hand: `until` takes steps until as many requests ended."""
+
+    def __init__(self, backend: FakeBackend, config: EngineConfig) -> None:
+        self.backend = backend
+        self.steps: list[tuple[Event, ...]] = []
+        self.stats = Stats()
+        self.engine = Engine(backend, config, self._emit)
+
+    def _emit(self, events: tuple[Event, ...], stats: Stats) -> None:
+        if events:
+            self.steps.append(events)
+        self.stats = stats
+
+    @property
+    def events(self) -> list[Event]:
+        return [event for step in self.steps for event in step]
+
+    def of(self, id: str) -> list[Event]:
+        return [event for event in self.events if event.id == id]
+
+    def text(self, id: str) -> str:
+        return "".join(event.text for event in self.of(id) if isinstance(event, Delta))
+
+    def submit(self, id: str, prompt: str | Prompt = "hello", max_tokens: int | None = 8, **kwargs: object) -> None:
+        fields = {"sampling": GREEDY, "prompt": TextPrompt(prompt) if isinstance(prompt, str) else prompt, **kwargs}
+        self.engine.submit(GenerateRequest(id=id, max_tokens=max_tokens, **fields))  # type: ignore[arg-type]
+
+    def until(self, done: Callable[[], bool]) -> None:
+        for _ in range(1000):
+            if done():
+                return
+            self.engine.turn(wait=True)
+        raise AssertionError(f"never came true; events: {self.events}")
+
+    def until_ended(self, n: int = 1) -> None:
+        self.until(lambda: sum(isinstance(event, (Finished, Failed)) for event in self.events) >= n)
+
+
+@pytest.fixture
+def harness(fake_config) -> Iterator[Callable[..., Harness]]:
+    made: list[Harness] = []
+
+    def make(**kwargs: object) -> Harness:
+        made.append(Harness(FakeBackend(**kwargs), fake_config))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.engine.stop()
+        each.engine.run()
+
+
+def test_a_request_is_accepted_streamed_and_finished(harness):
+    h = harness()
+    h.submit("a")
+    h.until_ended()
+    first, *deltas, last = h.of("a")
+    assert first == Accepted("a", 5)
+    assert h.text("a") == expected_text(b"hello", 8)
+    assert sum(delta.n_tokens for delta in deltas) == 8
+    assert (last.reason, last.prompt_tokens, last.completion_tokens, last.cached_tokens) == ("length", 5, 8, 0)
+
+
+def test_streams_run_side_by_side(harness):
+    h = harness()
+    for id in "abc":
+        h.submit(id, prompt=id * 4)
+    h.until_ended(3)
+    together = [step for step in h.steps if {e.id for e in step if isinstance(e, Delta)} == {"a", "b", "c"}]
+    assert len(together) >= 5
+    assert {id: h.text(id) for id in "abc"} == {id: expected_text((id * 4).encode(), 8) for id in "abc"}
+
+
+def test_a_queued_request_starts_when_a_slot_is_free(harness):
+    h = harness(slots=1)
+    for id in "ab":
+        h.submit(id, prompt=id)
+    h.until_ended(2)
+    ids = [e.id for e in h.events if isinstance(e, Delta)]
+    assert ids == sorted(ids)
+
+
+def test_an_end_token_stops_without_being_shown(harness):
+    h = harness(answer=lambda tokens: END if len(tokens) >= 7 else ord("x"))
+    h.submit("a", max_tokens=None)
+    h.until_ended()
+    assert h.text("a") == "xx"
+    assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("stop", 3)
+
+
+def test_ignore_eos_never_ends_by_itself(harness):
+    h = harness(answer=lambda tokens: END)
+    h.submit("a", max_tokens=4, ignore_eos=True)
+    h.until_ended()
+    assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("length", 4)
+
+
+def test_a_stop_string_ends_the_text_before_it(harness):
+    whole = expected_text(b"hello", 8)
+    h = harness()
+    h.submit("a", stop=(whole[3:5],))
+    h.until_ended()
+    assert h.text("a") == whole[:3]
+    assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("stop", 5)
+
+
+def test_text_held_back_for_a_stop_string_comes_at_the_end(harness):
+    whole = expected_text(b"hello", 8)
+    h = harness()
+    h.submit("a", stop=(whole[-2:] + "never",))
+    h.until_ended()
+    assert h.text("a") == whole
+
+
+def test_without_max_tokens_generation_ends_at_the_edge_of_the_context(harness):
+    h = harness(cells=64)
+    h.submit("a", prompt="p" * 50, max_tokens=None)
+    h.until_ended()
+    assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("length", 14)
+
+
+def test_a_prompt_as_long_as_the_context_is_refused_with_both_numbers(harness):
+    h = harness(cells=64)
+    h.submit("a", prompt="p" * 64)
+    h.until_ended()
+    (failed,) = h.events
+    assert (failed.kind, failed.prompt_tokens, failed.context_tokens) == ("context_overflow", 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": TextPrompt("")}, "prompt"),
+        ({"prompt": TokenPrompt((1, 9999))}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ("a", "")}, "stop"),
+        ({"sampling": SamplingParams(top_p=2.0)}, "top_p"),
+    ],
+)
+def test_a_bad_request_names_its_field_and_costs_nothing(harness, fields, param):
+    h = harness()
+    h.engine.submit(GenerateRequest(id="a", **{"prompt": TextPrompt("x"), **fields}))
+    h.until_ended()
+    assert [(e.kind, e.param) for e in h.events] == [("bad_request", param)]
+    assert not h.backend.batches
+
+
+def test_chat_is_rendered_with_the_models_template(harness):
+    h = harness()
+    h.submit("a", prompt=ChatPrompt((ChatMessage("user", "hi"),)))
+    h.until_ended()
+    assert h.backend.batches[0][0].tokens == list(b"user:hi;")
+
+
+def test_chat_without_a_template_says_what_to_do(harness):
+    h = harness(chat_template=None)
+    h.submit("a", prompt=ChatPrompt((ChatMessage("user", "hi"),)))
+    h.until_ended()
+    assert "--chat-template" in h.events[0].message
+
+
+def test_cancelling_frees_the_slot_within_one_step(harness):
+    h = harness(slots=1)
+    h.submit("a", max_tokens=40)
+    h.until(lambda: h.text("a") != "")
+    h.engine.cancel("a")
+    h.engine.turn(wait=True)
+    assert h.stats.running == 0
+    assert not any(isinstance(e, (Finished, Failed)) for e in h.events)
+
+
+def test_cancelling_before_the_start_and_after_the_end_is_harmless(harness):
+    h = harness()
+    h.submit("a")
+    h.engine.cancel("a")
+    h.submit("b")
+    h.until_ended()
+    h.engine.cancel("b")
+    h.engine.cancel("unknown")
+    h.engine.turn(wait=True)
+    assert {e.id for e in h.events} <= {"a", "b"}
+    assert not h.text("a")
+    assert (h.stats.running, h.stats.waiting) == (0, 0)
+
+
+def test_a_broken_batch_fails_its_requests_and_later_ones_work(harness):
+    h = harness()
+    h.backend.outcomes = [Decoded.OK, Decoded.BROKEN]
+    h.submit("a")
+    h.until_ended()
+    assert h.events[-1].kind == "engine_error"
+    h.submit("b", prompt="other")
+    h.until_ended(2)
+    assert h.text("b") == expected_text(b"other", 8)
+
+
+def test_a_cache_that_refuses_although_cells_are_free_fails_only_who_runs_alone(harness):
+    h = harness()
+    h.backend.outcomes = [Decoded.NO_ROOM]
+    h.submit("a")
+    h.until_ended()
+    assert "runs alone" in h.events[-1].message
+
+
+def test_streams_survive_a_cache_that_refuses_a_shared_batch(harness):
+    h = harness()
+    for id in "ab":
+        h.submit(id, prompt=id * 3, max_tokens=12)
+    h.until(lambda: bool(h.text("a")) and bool(h.text("b")))
+    h.backend.outcomes = [Decoded.NO_ROOM]
+    h.until_ended(2)
+    assert {id: h.text(id) for id in "ab"} == {id: expected_text((id * 3).encode(), 12) for id in "ab"}
+
+
+def test_stats_count_requests_tokens_and_cells(harness):
+    h = harness()
+    h.submit("a")
+    h.until_ended()
+    stats = h.stats
+    assert (stats.requests_total, stats.prompt_tokens_total, stats.completion_tokens_total) == (1, 5, 8)
+    assert (stats.running, stats.waiting, stats.slots, stats.kv_cells) == (0, 0, 4, 64)
+    assert stats.kv_cells_used == 12  # the last token was never decoded
+
+
+def test_stopping_fails_what_is_left(harness):
+    h = harness()
+    h.submit("a", max_tokens=40)
+    h.until(lambda: h.text("a") != "")
+    h.engine.stop()
+    h.engine.run()
+    assert h.events[-1] == Failed("a", "engine_error", "The engine was stopped.")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from ggufdeploy.engine.loadlog import LoadLog, tells_out_of_memory
+from ggufdeploy.engine.request import DeviceBuffers
+from ggufdeploy.units import MIB
+
+INFO, DEBUG, ERROR, CONTINUED = 2, 1, 4, 5
+
+
+def test_buffers_are_summed_per_device_and_the_host_comes_last():
+    log = LoadLog()
+    for line in (
+        "load_tensors:   CPU_Mapped model buffer size =    92.10 MiB",
+        "load_tensors:        CUDA0 model buffer size =    40.00 MiB",
+        "load_tensors: RPC0[127.0.0.1:59543] model buffer size =    47.50 MiB",
+        "llama_context:  CUDA_Host  output buffer size =     0.75 MiB",
+        "llama_kv_cache:      CUDA0 KV buffer size =    31.50 MiB",
+        "llama_kv_cache:      CUDA0 KV buffer size =     1.50 MiB",
+        "llama_memory_recurrent:      CUDA0 RS buffer size =     2.00 MiB",
+        "sched_reserve:      CUDA0 compute buffer size =    13.00 MiB",
+        "sched_reserve:      CUDA0 compute buffer size =    15.00 MiB",
+        "sched_reserve:  CUDA_Host compute buffer size =     4.00 MiB",
+    ):
+        log.feed(INFO, line + "\n")
+    assert log.buffers() == (
+        DeviceBuffers("CUDA0", 40 * MIB, 35 * MIB, 15 * MIB),
+        DeviceBuffers("RPC0", int(47.5 * MIB), 0, 0),
+        DeviceBuffers("CPU", round(92.10 * MIB), 0, int(4.75 * MIB)),
+    )
+
+
+def test_layers_are_told_by_debug_lines_which_are_not_kept():
+    log = LoadLog()
+    for index, device in ((0, "CPU"), (1, "RPC0"), (2, "RPC0")):
+        log.feed(DEBUG, f"load_tensors: layer {index:3d} assigned to device {device}, is_swa = 0\n")
+    assert log.layer_devices == ("CPU", "RPC0", "RPC0")
+    assert not log.lines
+
+
+def test_lines_in_pieces_are_joined_and_progress_dots_dropped():
+    seen: list[str] = []
+    log = LoadLog(seen.append)
+    log.feed(INFO, "one ")
+    log.feed(CONTINUED, "line\ntwo\n")
+    log.feed(CONTINUED, ".")
+    log.feed(ERROR, "it broke\n")
+    assert seen == ["one line", "two", "it broke"]
+    assert log.last_error == "it broke"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "alloc_buffer: allocating 100 MiB on device 0: cudaMalloc failed: out of memory",
+            True,
+        ),
+        ("alloc_tensor_range: failed to allocate CUDA0 buffer of size 1048576", True),
+        ("llama_model_load: error loading model: unable to allocate CUDA0 buffer", True),
+        ("llama_model_load: error loading model: tensor 'x' data is not within the file bounds", False),
+    ],
+)
+def test_out_of_memory_is_recognised(line, expected):
+    assert tells_out_of_memory(["something else", line]) is expected

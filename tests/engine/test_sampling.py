@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ggufdeploy.engine.request import SamplingParams
+from ggufdeploy.engine.sampling import Sampler
+from ggufdeploy.errors import BadRequest, EngineError
+
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+def sampler(n_vocab: int = 100, *, banned: frozenset[int] = frozenset(), **kwargs: object) -> Sampler:
+    return Sampler(SamplingParams(**kwargs), n_vocab=n_vocab, banned=banned)  # type: ignore[arg-type]
+
+
+def logits(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def reference(row: np.ndarray, params: SamplingParams) -> dict[int, float]:
+    """Compute the distribution the slow and obvious way: sort everything, in llama.cpp's order."""
+    order = sorted(range(len(row)), key=lambda i: -row[i])
+    if params.top_k > 0:
+        order = order[: params.top_k]
+    weights = np.exp(row[order].astype(np.float64) - row.max())
+    if params.top_p < 1:
+        cumulated = np.cumsum(weights / weights.sum())
+        order = order[: int(np.argmax(cumulated >= params.top_p - 1e-9)) + 1 if cumulated[-1] >= params.top_p else None]
+    if params.min_p > 0:
+        order = [i for i in order if row[i] >= row.max() + np.log(params.min_p)]
+    weights = np.exp((row[order].astype(np.float64) - row.max()) / params.temperature)
+    return dict(zip(order, weights / weights.sum(), strict=True))
+
+
+def test_temperature_zero_takes_the_best_token():
+    chosen = sampler(4, temperature=0.0)
+    assert chosen.is_plain_argmax
+    assert chosen.sample(logits(1, 5, 3, 4), []) == 1
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 5, "top_p": 1.0, "min_p": 0.0},
+        {"top_k": 0, "top_p": 0.8, "min_p": 0.0},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.1},
+        {"top_k": 40, "top_p": 0.95, "min_p": 0.05},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        {"top_k": 900, "top_p": 0.999, "min_p": 0.0},
+    ],
+)
+@pytest.mark.parametrize("scale", [0.1, 2.0, 8.0])
+def test_the_candidates_and_their_weights_are_those_of_the_plain_definition(params, scale):
+    row = (np.random.default_rng(7).standard_normal(1000) * scale).astype(np.float32)
+    full = SamplingParams(temperature=0.7, **params)
+    ids, weights = Sampler(full, n_vocab=1000).candidates(row)
+    ids = np.arange(1000) if ids is None else ids
+    expected = reference(row, full)
+    assert set(ids.tolist()) == set(expected)
+    got = dict(zip(ids.tolist(), (weights / weights.sum()).tolist(), strict=True))
+    assert all(got[token] == pytest.approx(p, rel=1e-3) for token, p in expected.items())
+
+
+def test_draws_follow_the_probabilities():
+    row, chosen = np.log(logits(0.5, 0.3, 0.2)), sampler(3, temperature=1.0, seed=1, **OFF)
+    counts = Counter(chosen.sample(row, []) for _ in range(4000))
+    assert [counts[token] / 4000 for token in range(3)] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+
+
+def test_the_same_seed_draws_the_same_tokens_and_another_seed_others():
+    row = np.zeros(100, np.float32)
+    draws = [
+        [chosen.sample(row, []) for _ in range(20)] for chosen in (sampler(seed=5), sampler(seed=5), sampler(seed=6))
+    ]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_penalties_look_back_only_so_far_and_count():
+    row = logits(4, 3, -1, 0)
+    params = {"temperature": 0.0, "repeat_penalty": 2.0, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    adjusted = sampler(4, penalty_last_tokens=3, **params)._adjusted(row, [1, 0, 0, 2])
+    assert adjusted.tolist() == [4 / 2 - 2 * 0.5 - 0.25, 3, -1 * 2 - 0.5 - 0.25, 0]
+    assert row.tolist() == [4, 3, -1, 0], "the backend's row must not change"
+
+
+def test_bias_makes_a_token_win_and_a_ban_makes_it_impossible():
+    row = logits(4, 3, 2)
+    assert sampler(3, temperature=0.0, logit_bias=((2, 5.0),)).sample(row, []) == 2
+    assert sampler(3, temperature=0.0, banned=frozenset({0})).sample(row, []) == 1
+    drawn = {sampler(3, temperature=5.0, seed=i, banned=frozenset({0}), **OFF).sample(row, []) for i in range(50)}
+    assert drawn == {1, 2}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_an_error(bad, temperature):
+    with pytest.raises(EngineError, match="not finite"):
+        sampler(3, temperature=temperature).sample(logits(1, bad, 2), [])
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"repeat_penalty": 0.0}, "repeat_penalty"),
+        ({"logit_bias": ((100, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((1, float("inf")),)}, "logit_bias"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_name(params, name):
+    with pytest.raises(BadRequest) as caught:
+        sampler(100, **params)
+    assert caught.value.param == name
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    row=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60),
+    temperature=st.floats(0, 10),
+    top_k=st.integers(0, 70),
+    top_p=st.floats(0, 1),
+    min_p=st.floats(0, 1),
+)
+def test_whatever_the_parameters_a_token_of_the_vocabulary_comes_out(row, temperature, top_k, top_p, min_p):
+    chosen = sampler(len(row), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=0)
+    assert 0 <= chosen.sample(logits(*row), []) < len(row)
