@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from ggufdeploy.engine.request import Accepted, Event, Finished, GenerateRequest
 from ggufdeploy.engine.service import EngineService
 from ggufdeploy.errors import EngineError
+from ggufdeploy.server.watchdog import Watchdog
 
 Indexed = tuple[int, Event]
 
@@ -17,15 +18,17 @@ class Fanout:
     """Events of all requests as (index of the request, event), in the order they came.
 
     One task per request reads the engine and never waits for the client. Leaving `open` ends those tasks, and with
-    them the requests in the engine.
+    them the requests in the engine. quiet_s: silence after which `batch` returns nothing.
     """
 
-    def __init__(self, engine: EngineService, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(self, engine: EngineService, requests: Sequence[GenerateRequest], quiet_s: float) -> None:
         self._engine = engine
         self._requests = requests
-        self._arrived: asyncio.Queue[Indexed | Exception | None] = asyncio.Queue()
-        self._early: list[Indexed] = []
+        self._quiet_s = quiet_s
+        self._events: list[Indexed] = []
         self._error: Exception | None = None
+        self._wake = asyncio.Event()
+        self._silence: Watchdog | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -36,65 +39,57 @@ class Fanout:
         tasks = [asyncio.create_task(self._read(index, request)) for index, request in enumerate(self._requests)]
         for task in tasks:
             task.add_done_callback(self._ended)
+        self._silence = Watchdog(self._quiet_s, self._wake.set)
         try:
             await self._until_accepted()
             yield
         finally:
+            self._silence.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def batch(self, quiet_s: float) -> list[Indexed]:
-        """Return all events there are, waiting for one; empty after `quiet_s` without any.
+    async def batch(self) -> list[Indexed]:
+        """Return all events there are, waiting for one; empty after `quiet_s` without any. Only while open.
 
         Raises the error of a request, or the one given to `abort`, once the events before it have been returned.
         """
-        if not self._early and self._error is None:
-            timer = asyncio.get_running_loop().call_later(quiet_s, self._arrived.put_nowait, None)
-            try:
-                items = [await self._arrived.get()]
-            finally:
-                timer.cancel()
-            while not self._arrived.empty():
-                items.append(self._arrived.get_nowait())
-            self._take(items)
-        if not self._early and self._error is not None:
+        assert self._silence is not None
+        self._silence.start()
+        if not self._events and self._error is None:
+            self._wake.clear()
+            await self._wake.wait()
+        if self._error is not None and not self._events:
             raise self._error
-        events, self._early = self._early, []
+        events, self._events = self._events, []
         return events
 
     def abort(self, error: Exception) -> None:
         """Make `batch` raise `error` after what has already arrived."""
-        self._arrived.put_nowait(error)
+        self._error = self._error or error
+        self._wake.set()
 
     async def _until_accepted(self) -> None:
         waiting = len(self._requests)
         early: list[Indexed] = []
         while waiting:
-            for index, event in await self.batch(quiet_s=3600.0):
+            for index, event in await self.batch():
                 if isinstance(event, Accepted):
                     waiting -= 1
                 else:
                     early.append((index, event))
-        self._early = early
-
-    def _take(self, items: Sequence[Indexed | Exception | None]) -> None:
-        """Keep the events up to the first error, and that error."""
-        for item in items:
-            if isinstance(item, Exception):
-                self._error = item
-                return
-            if item is not None:
-                self._early.append(item)
+        self._events = early + self._events
 
     async def _read(self, index: int, request: GenerateRequest) -> None:
         event: Event | None = None
         async for event in self._engine.generate(request):
-            self._arrived.put_nowait((index, event))
+            if self._error is None:
+                self._events.append((index, event))
+                self._wake.set()
         if not isinstance(event, Finished):
             raise EngineError("The engine ended a request without an answer.")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception):
-            self._arrived.put_nowait(error)
+            self.abort(error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from ggufdeploy.server.errors import error_body, json_response, shape_of
 from ggufdeploy.server.fanout import Fanout, Indexed
 from ggufdeploy.server.state import ServerState
 from ggufdeploy.server.streaming import DONE, PING, SSE_HEADERS, Chunks, Dialect, Head, event
+from ggufdeploy.server.watchdog import Watchdog
 
 log = logging.getLogger("ggufdeploy.server")
 
@@ -63,7 +65,7 @@ class Generation:
     def __init__(self, state: ServerState, answer: Answer) -> None:
         self._state = state
         self._answer = answer
-        self._fanout = Fanout(state.engine, answer.requests)
+        self._fanout = Fanout(state.engine, answer.requests, state.config.ping_s)
         self._choices = [Choice([prefix] if prefix else []) for prefix in answer.prefixes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +88,7 @@ class Generation:
                     await self._stream(send)
                     return
                 while not self._complete():
-                    self._note(await self._fanout.batch(self._state.config.ping_s))
+                    self._note(await self._fanout.batch())
             await json_response(self._document())(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
@@ -94,28 +96,22 @@ class Generation:
         chunks = Chunks(answer.dialect, answer.head, len(self._choices), with_usage=answer.include_usage)
         headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        opening = (chunks.opening(index) + chunks.text(index, text) for index, text in enumerate(answer.prefixes))
-        await self._send(send, b"".join(opening))
-        try:
-            while not self._complete():
-                events = await self._fanout.batch(self._state.config.ping_s)
-                self._note(events)
-                await self._send(send, b"".join(_chunk(chunks, *item) for item in events) if events else PING)
-            ending = (chunks.usage(self._usage()) if answer.include_usage else b"") + DONE
-        except GgufdeployError as error:
-            ending = self._failure(error)
-        except Exception as error:
-            log.exception("a stream ended in an error that is a bug")
-            ending = self._failure(error)
-        await self._send(send, ending, last=True)
-
-    async def _send(self, send: Send, body: bytes, *, last: bool = False) -> None:
-        """Send `body`; a client that takes nothing for send_timeout_s has its request cancelled."""
-        timer = asyncio.get_running_loop().call_later(self._state.config.send_timeout_s, _give_up, _this_task())
-        try:
-            await send({"type": "http.response.body", "body": body, "more_body": not last})
-        finally:
-            timer.cancel()
+        with _patient(send, self._state.config.send_timeout_s) as write:
+            opening = (chunks.opening(index) + chunks.text(index, text) for index, text in enumerate(answer.prefixes))
+            await write(b"".join(opening))
+            try:
+                while not self._complete():
+                    events = await self._fanout.batch()
+                    self._note(events)
+                    await write(b"".join(_chunk(chunks, *item) for item in events) if events else PING)
+                ending = (chunks.usage(self._usage()) if answer.include_usage else b"") + DONE
+            except GgufdeployError as error:
+                ending = self._failure(error)
+            except Exception as error:
+                log.exception("a stream ended in an error that is a bug")
+                ending = self._failure(error)
+            await write(ending)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _failure(self, error: Exception) -> bytes:
         """Return the event for an error after the headers; the openai SDK raises APIError on it."""
@@ -160,10 +156,22 @@ def _chunk(chunks: Chunks, index: int, happened: Event) -> bytes:
     return chunks.finish(index, happened.reason) if isinstance(happened, Finished) else b""
 
 
-def _this_task() -> asyncio.Task[Any]:
+@contextmanager
+def _patient(send: Send, timeout_s: float) -> Iterator[Callable[[bytes], Awaitable[None]]]:
+    """Give a function that sends a piece of the body. A client that takes nothing for so long ends this task."""
     task = asyncio.current_task()
     assert task is not None
-    return task
+    watchdog = Watchdog(timeout_s, lambda: _give_up(task))
+
+    async def write(body: bytes) -> None:
+        watchdog.start()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        watchdog.stop()
+
+    try:
+        yield write
+    finally:
+        watchdog.close()
 
 
 def _give_up(task: asyncio.Task[Any]) -> None:
