@@ -45,7 +45,7 @@ def _check_numbers(headers: Sequence[Header], count: int) -> None:
     first = headers[0]
     numbers = [_split_number(header, "split.no") for header in headers]
     missing = sorted(set(range(count)) - {n for n in numbers if n is not None})
-    if missing:
+    if missing and count > 1:
         named = ", ".join(str(n + 1) for n in missing)
         raise BadGguf(first.source, first.data_offset, f"the model has {count} shards and number {named} is missing")
     if len(headers) != count:
