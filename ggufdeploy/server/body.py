@@ -15,6 +15,7 @@ from ggufdeploy.server.state import ServerConfig
 
 T = TypeVar("T")
 _DISCARD_BYTES = 32 << 20
+_MAX_REASON_CHARS = 200  # msgspec repeats a wrong value in full
 _WHERE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 
@@ -44,14 +45,14 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 
 def _explain(message: str) -> tuple[str | None, str]:
-    """Split msgspec's "reason - at `$.messages[0].role`" into ("messages.0.role", "reason")."""
+    """Split msgspec's "reason - at `$.messages[0].role`" into ("messages.0.role", "reason"), a long reason cut."""
     found = _WHERE.fullmatch(message)
     reason, path = (found["reason"], found["path"]) if found else (message, "")
     path = re.sub(r"\[(\d+)\]", r".\1", path.replace("[...]", "")).lstrip(".")
     missing = _MISSING.match(reason)
     if missing:
         path, reason = f"{path}.{missing['field']}".lstrip("."), "it is required"
-    return path or None, reason[:1].lower() + reason[1:]
+    return path or None, reason[:1].lower() + reason[1:_MAX_REASON_CHARS]
 
 
 def _check_media_type(request: Request) -> None:

@@ -129,7 +129,7 @@ class ServerState:
     def require_model(self, name: str | None) -> None:
         """Raise ModelNotServed unless `name` is missing, empty or one of the names served."""
         if name and name not in self.config.served:
-            raise ModelNotServed(name)
+            raise ModelNotServed(name[:200])
 
 
 def stopping() -> Overloaded:

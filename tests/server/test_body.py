@@ -114,7 +114,7 @@ FUZZED = TestClient(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from([PATH, "/v1/completions"]), body=BODIES)
 def test_no_body_of_json_values_makes_a_5xx(path, body):
     response = FUZZED.post(path, json=body)
@@ -123,7 +123,7 @@ def test_no_body_of_json_values_makes_a_5xx(path, body):
         assert {"message", "type", "param", "code"} == response.json()["error"].keys()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(body=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: json.dumps(text).encode()))
 def test_no_bytes_make_a_5xx(body):
     assert FUZZED.post(PATH, content=body).status_code == 400

@@ -299,3 +299,8 @@ def test_a_request_that_ends_without_finished_is_an_error_and_no_endless_wait(ma
 
     response = post(make_client(engine=Mute()))
     assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
+
+
+def test_an_error_does_not_repeat_a_long_value(client):
+    for body in ({"model": "x" * 100_000}, {"messages": [{"role": "x" * 100_000, "content": "y"}]}):
+        assert len(post(client, **body).content) < 1000

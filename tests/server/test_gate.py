@@ -20,14 +20,11 @@ def test_loopback_names_are_answered(client, host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0", "", "[::1"],
+    ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0", ""],
 )
 @pytest.mark.parametrize("path", ["/v1/models", "/health"])
 def test_a_rebound_name_is_refused_on_loopback(client, host, path):
     response = client.get(path, headers={"host": host})
-    if host == "[::1":
-        assert response.status_code in (200, 403)
-        return
     assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden")
 
 

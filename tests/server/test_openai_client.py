@@ -15,18 +15,18 @@ from tests.server.conftest import MESSAGES, MODEL, Live, WatchedEngine, serving
 KEY = "sk-test"
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
 @asynccontextmanager
 async def sdk(
     engine: WatchedEngine | None = None, key: str = KEY, retries: int = 0, **changes
 ) -> AsyncIterator[tuple[openai.AsyncOpenAI, Live]]:
     async with (
         serving(engine, api_key=KEY, **changes) as live,
-        openai.AsyncOpenAI(base_url=f"{live.server.url}/v1", api_key=key, max_retries=retries) as client,
+        openai.AsyncOpenAI(
+            base_url=f"{live.server.url}/v1",
+            api_key=key,
+            max_retries=retries,
+            http_client=openai.DefaultAsyncHttpxClient(verify=False, trust_env=False),
+        ) as client,
     ):
         yield client, live
 
