@@ -148,12 +148,12 @@ class EngineClient:
 
     async def stop(self, grace_s: float) -> None:
         if self._stop_task is None:
-            self._stop_task = asyncio.ensure_future(self._stop(grace_s))
+            was_ready = self._status.phase == "ready"
+            self._become("stopped")
+            self._stop_task = asyncio.ensure_future(self._stop(grace_s, was_ready))
         await asyncio.shield(self._stop_task)
 
-    async def _stop(self, grace_s: float) -> None:
-        was_ready = self._status.phase == "ready"
-        self._become("stopped")
+    async def _stop(self, grace_s: float, was_ready: bool) -> None:
         if was_ready and self._streams:
             self._drained.clear()
             with contextlib.suppress(asyncio.TimeoutError):

@@ -169,7 +169,7 @@ class LlamaCppBackend:
     def _load_failed(self, what: str) -> LoadFailed:
         self.close()
         lines = tuple(self._log.lines)
-        cause = self._log.last_error or (lines[-1] if lines else "it gave no reason")
+        cause = self._log.first_error or (lines[-1] if lines else "it gave no reason")
         return LoadFailed(f"llama.cpp could not {what}: {cause}", out_of_memory=tells_out_of_memory(lines), log=lines)
 
     def _bind_vocabulary(self) -> None:

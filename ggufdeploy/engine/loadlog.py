@@ -40,7 +40,7 @@ class LoadLog:
         self._summed: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._latest: dict[tuple[str, str], int] = {}
         self._layers: dict[int, str] = {}
-        self._last_error: str | None = None
+        self._first_error: str | None = None
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
 
     def feed(self, level: int, text: str) -> None:
@@ -57,9 +57,9 @@ class LoadLog:
         return tuple(self._layers[index] for index in sorted(self._layers))
 
     @property
-    def last_error(self) -> str | None:
-        """The last line logged as an error."""
-        return self._last_error
+    def first_error(self) -> str | None:
+        """The first line logged as an error: the cause; those after it say what failed in turn."""
+        return self._first_error
 
     def buffers(self) -> tuple[DeviceBuffers, ...]:
         """Return what was allocated, devices first and the host ("CPU") last.
@@ -93,8 +93,8 @@ class LoadLog:
             self._layers[int(match[1])] = match[2]
         if level == _DEBUG:
             return
-        if level == _ERROR:
-            self._last_error = line
+        if level == _ERROR and self._first_error is None:
+            self._first_error = line
         self.lines.append(line)
         if self._on_line is not None:
             self._on_line(line)

@@ -46,8 +46,9 @@ def test_lines_in_pieces_are_joined_and_progress_dots_dropped():
     log.feed(CONTINUED, "line\ntwo\n")
     log.feed(CONTINUED, ".")
     log.feed(ERROR, "it broke\n")
-    assert seen == ["one line", "two", "it broke"]
-    assert log.last_error == "it broke"
+    log.feed(ERROR, "so this failed too\n")
+    assert seen == ["one line", "two", "it broke", "so this failed too"]
+    assert log.first_error == "it broke"
 
 
 @pytest.mark.parametrize(
