@@ -1,0 +1,181 @@
+"""Options and arguments with the same name, type and meaning in every command.
+
+Each becomes the parameter of the name given after the flags: `--ctx` is `context_tokens`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial, reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from ggufdeploy.cli.command import Option
+from ggufdeploy.errors import BadValue, GgufdeployError
+from ggufdeploy.settings import Settings
+from ggufdeploy.units import parse_bytes, parse_tokens
+
+if TYPE_CHECKING:
+    from ggufdeploy.hardware.catalog import GpuSpec
+
+# The planner's own Literals, repeated so that --help needs no planner; a test compares them.
+KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+PREFERENCES = ("balanced", "quality", "speed")
+OFFLOAD_POLICIES = ("auto", "experts", "layers", "none")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+Decorator = Callable[[_F], _F]
+
+
+def read_settings() -> Settings:
+    """Return the settings of this process's environment. Raises BadConfig."""
+    return Settings.from_environment(os.environ)
+
+
+def _flag_of(param: click.Parameter | None) -> str:
+    return max(param.opts, key=len) if param is not None and param.opts else "value"
+
+
+class TokensType(click.ParamType[int]):
+    """A positive number of tokens: "32768" or "32k"."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return tokens. Raises BadValue."""
+        flag = _flag_of(param)
+        tokens = value if isinstance(value, int) else parse_tokens(value, name=flag)
+        if tokens < 1:
+            raise BadValue(flag, f"{flag}: {value} tokens are too few", hint=f"for example {flag} 32k")
+        return tokens
+
+
+class BytesType(click.ParamType[int]):
+    """A size in memory: "8GiB", "80GB" or "1024"."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes. Raises BadValue."""
+        return value if isinstance(value, int) else parse_bytes(value, name=_flag_of(param))
+
+
+class GpuType(click.ParamType["tuple[GpuSpec, int]"]):
+    """A GPU of the catalogue, and how many: "h100-sxm" or "rtx-4090:2"."""
+
+    name = "gpu"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[GpuSpec, int]:
+        """Return (spec, count). Raises NotFound, Ambiguous, BadValue."""
+        from ggufdeploy.hardware.catalog import parse_gpu
+
+        return parse_gpu(value) if isinstance(value, str) else value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete the catalogue's names."""
+        from ggufdeploy.hardware.catalog import list_gpus
+
+        return [CompletionItem(spec.id) for spec in list_gpus() if spec.id.startswith(incomplete)]
+
+
+class ProfileType(click.ParamType[str]):
+    """A profile's name or alias."""
+
+    name = "profile"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete the names of profiles, from local files only."""
+        from ggufdeploy.profiles.store import load_profiles
+
+        try:
+            names = load_profiles(read_settings()).names()
+        except GgufdeployError:
+            return []  # a completion has nowhere to show an error; the command itself will
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class ModelType(ProfileType):
+    """A model: a profile's name, owner/repo[:QUANT], a Hub URL, or a path."""
+
+    name = "model"
+
+
+model_argument: Decorator[Any] = click.argument("model", type=ModelType(), metavar="MODEL")
+
+_plan = partial(click.option, cls=Option, section="Plan")
+_machine = partial(click.option, cls=Option, section="Machine")
+_server = partial(click.option, cls=Option, section="Server")
+_option = partial(click.option, cls=Option)
+
+ctx_option = _plan(
+    "--ctx", "context_tokens", type=TokensType(), metavar="TOKENS",
+    help="Longest single request, like 32k; all slots share it.  [default: the profile's]",
+)  # fmt: skip
+slots_option = _plan(
+    "--slots", type=click.IntRange(min=1), metavar="N", help="Requests served at once.  [default: the profile's]"
+)
+quant_option = _plan(
+    "--quant", "quantization", metavar="NAME", help="Quantization, like Q4_K_M.  [default: the best that fits]"
+)
+kv_type_option = _plan(
+    "--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache.  [default: the preset's, else f16]"
+)
+prefer_option = _plan(
+    "--prefer", type=click.Choice(PREFERENCES), default="balanced", show_default=True,
+    help="What to choose when several plans fit.",
+)  # fmt: skip
+offload_option = _plan(
+    "--offload", type=click.Choice(OFFLOAD_POLICIES), default="auto", show_default=True,
+    help="What may stay in system RAM.",
+)  # fmt: skip
+reserve_option = _plan(
+    "--reserve", "reserve_bytes", type=BytesType(), default=0, metavar="SIZE",
+    help="Keep this much free on every GPU, like 1GiB.",
+)  # fmt: skip
+ubatch_option = _plan(
+    "--ubatch", "n_ubatch", type=click.IntRange(min=1), metavar="N", help="Prompt tokens computed in one pass."
+)
+preset_option = _plan("--preset", metavar="NAME", help="A profile's preset: floors for context, speed and KV type.")
+
+gpu_option = _machine(
+    "--gpu", type=GpuType(), metavar="NAME[:COUNT]", help="Plan for these GPUs instead of this machine's."
+)
+machine_option = _machine(
+    "--machine", "machine_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Plan for the machine in this file (see doctor --save-machine).",
+)  # fmt: skip
+ram_option = _machine(
+    "--ram", "ram_bytes", type=BytesType(), metavar="SIZE", help="Plan with this much system RAM, like 256GiB."
+)
+
+host_option = _server("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+port_option = _server(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 takes a free one.",
+)
+
+revision_option = _option("--revision", metavar="REV", help="Branch, tag or commit of the repository.")
+dry_run_option = _option("--dry-run", is_flag=True, help="Say what would happen, and stop.")
+yes_option = _option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def _all_of(*decorators: Decorator[Any]) -> Decorator[Any]:
+    """Return one decorator that adds all, in this order of the help."""
+    return lambda function: reduce(lambda made, decorate: decorate(made), reversed(decorators), function)
+
+
+wish_options: Decorator[Any] = _all_of(
+    ctx_option, slots_option, quant_option, kv_type_option, prefer_option, offload_option, reserve_option,
+    ubatch_option, preset_option,
+)  # fmt: skip
+"""Everything a plan can be asked for; the parameters are the fields of `deploy.planning.Wish`."""
+
+machine_options: Decorator[Any] = _all_of(gpu_option, machine_option, ram_option)
+"""The machine to plan for; hand the three parameters to `machines.choose_machine`."""

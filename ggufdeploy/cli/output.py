@@ -1,0 +1,158 @@
+"""One voice: who writes what to which stream, in which mode.
+
+stdout carries the result alone: text, a table, or one JSON document. All else goes to stderr.
+Text that comes from files or the Hub cannot move the cursor or colour the terminal: only this module styles.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import click
+
+from ggufdeploy.errors import BadValue
+
+if TYPE_CHECKING:
+    from ggufdeploy.cli.progress import DownloadProgress
+
+Mode = Literal["human", "json", "quiet"]
+
+# C0 and C1 controls, but tab and newline; and the marks that reorder what is shown.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters shown as "?", so that it cannot drive a terminal."""
+    return _CONTROL.sub("?", text)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Streams and modes of one command.
+
+    json: results are documents, messages JSON lines. quiet: results in their shortest form, and warnings; nothing else.
+    """
+
+    mode: Mode = "human"
+    verbose: bool = False
+
+    def result(self, text: str, document: object, *, brief: str | None = None) -> None:
+        """Print the result. document: dataclasses, mappings, lists; brief: what --quiet prints, None for `text`."""
+        if self.mode == "json":
+            self.document(document)
+        else:
+            self._print(brief if self.mode == "quiet" and brief is not None else text)
+
+    def document(self, document: object) -> None:
+        """Print one JSON document, whatever the mode."""
+        import msgspec
+
+        builtins = msgspec.to_builtins(document, enc_hook=str)
+        self._print(json.dumps(builtins, indent=2, allow_nan=False))
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], document: object, *, empty: str | None = None
+    ) -> None:
+        """Print aligned rows under a header; --quiet prints the first column alone.
+
+        columns: headings; one that starts with ">" is aligned right. empty: said on stderr when there are no rows.
+        """
+        if self.mode == "json":
+            self.document(document)
+        elif not rows:
+            if empty:
+                self.note(empty)
+        elif self.mode == "quiet":
+            self._print("\n".join(row[0] for row in rows))
+        else:
+            header, *lines = align(columns, rows)
+            click.secho(_encodable(printable(header), sys.stdout), bold=True)
+            self._print("\n".join(lines))
+
+    def write(self, text: str) -> None:
+        """Print a piece of a longer result at once, without a newline."""
+        click.echo(_encodable(printable(text) if sys.stdout.isatty() else text, sys.stdout), nl=False)
+
+    def note(self, text: str) -> None:
+        """Say what happens, on stderr; not under --json or --quiet."""
+        if self.mode == "human":
+            self._message(text)
+
+    def detail(self, text: str) -> None:
+        """Say what only --verbose wants to know, on stderr."""
+        if self.verbose and self.mode == "human":
+            self._message(text)
+
+    def hint(self, text: str) -> None:
+        """Say what to do next, on stderr; not under --json or --quiet."""
+        if self.mode == "human":
+            self._message(text, click.style("hint:", fg="cyan"))
+
+    def warning(self, message: str, hint: str | None = None) -> None:
+        """Say what the user should know although it went on, on stderr, in every mode."""
+        if self.mode == "json":
+            click.echo(json.dumps({"warning": {"message": message, "hint": hint}}), err=True)
+            return
+        self._message(message, click.style("warning:", fg="yellow", bold=True))
+        if hint and self.mode == "human":
+            self.hint(hint)
+
+    def confirm(self, question: str, *, yes: bool) -> None:
+        """Ask on the terminal, unless `yes`. Raises Abort for a no, BadValue where nobody can be asked."""
+        if yes:
+            return
+        if self.mode != "human" or not sys.stdin.isatty():
+            raise BadValue("--yes", f"{printable(question)} Nobody can be asked here", hint="add --yes to go ahead")
+        click.confirm(printable(question), abort=True, err=True)
+
+    @contextmanager
+    def download_progress(self) -> Iterator[DownloadProgress]:
+        """Show a download: bars on a terminal, a line per file elsewhere, nothing under --json or --quiet.
+
+        Call what this yields with every report of the download, from any thread.
+        """
+        from ggufdeploy.cli.progress import open_progress
+
+        with open_progress("silent" if self.mode != "human" else "bars" if _is_terminal() else "lines") as progress:
+            yield progress
+
+    def _print(self, text: str) -> None:
+        click.echo(_encodable(printable(text), sys.stdout))
+
+    def _message(self, text: str, label: str = "") -> None:
+        click.echo(f"{label} {printable(text)}" if label else printable(text), err=True)
+
+
+def align(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the header and the rows as lines with aligned columns. columns: as in `Output.table`."""
+    right = [name.startswith(">") for name in columns]
+    cells = [[name.removeprefix(">") for name in columns], *([*map(str, row)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return [line(row) for row in cells]
+
+
+def _is_terminal() -> bool:
+    """Return whether stderr can show bars."""
+    import os
+
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def _encodable(text: str, stream: TextIO | Any) -> str:
+    """Return `text` with "?" for what the stream's encoding lacks; stderr does that by itself."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)

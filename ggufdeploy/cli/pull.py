@@ -1,0 +1,108 @@
+"""`ggufdeploy pull`: fetch one quantization, ask nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggufdeploy.cli.artifacts import describe_artifact, describe_source, find_artifact
+from ggufdeploy.cli.command import command
+from ggufdeploy.cli.options import (
+    dry_run_option,
+    machine_options,
+    model_argument,
+    read_settings,
+    revision_option,
+    wish_options,
+)
+from ggufdeploy.cli.output import Output
+from ggufdeploy.errors import NotFound
+from ggufdeploy.units import format_bytes, format_file_size
+
+if TYPE_CHECKING:
+    from ggufdeploy.deploy.sources import Source
+    from ggufdeploy.hardware.catalog import GpuSpec
+    from ggufdeploy.hub.catalog import Artifact
+
+
+@command(
+    "pull",
+    examples=[
+        ("ggufdeploy pull mixtral-8x22b", "the quantization that run would choose on this machine"),
+        ("ggufdeploy pull mixtral-8x22b --gpu h100-sxm --ctx 64k", "the one for another machine"),
+        ("ggufdeploy pull owner/repo:Q4_K_M", "exactly this one"),
+        ("ggufdeploy pull owner/repo --quant Q8_0 --dry-run", "how much it would be"),
+    ],
+)
+@model_argument
+@wish_options
+@machine_options
+@revision_option
+@dry_run_option
+def pull(
+    model: str,
+    gpu: tuple[GpuSpec, int] | None,
+    machine_file: Path | None,
+    ram_bytes: int | None,
+    revision: str | None,
+    dry_run: bool,
+    out: Output,
+    **wish: object,
+) -> None:
+    """Download one quantization of MODEL and print the path of its first file.
+
+    Without a quantization it fetches the one that run would choose with the same options. What is here already is
+    not fetched again; an interrupted download goes on where it stopped.
+    """
+    from ggufdeploy.deploy.sources import resolve
+
+    settings = read_settings()
+    source, named = resolve(model, settings, revision=revision)
+    quantization = wish["quantization"] or named
+    if quantization is not None:
+        artifact = find_artifact(source, str(quantization))
+    elif len(source.artifacts) == 1:
+        artifact = source.artifacts[0]
+    else:
+        artifact = _planned(source, model, wish, (gpu, machine_file, ram_bytes), out)
+    if dry_run:
+        _announce(source, artifact, settings.hf_cache_dir if source.repo else settings.cache_dir, out)
+        return
+    with out.download_progress() as progress:
+        path = source.fetch(artifact, progress)
+    document = {**describe_source(source), **describe_artifact(artifact), "path": path, "dry_run": False}
+    out.result(str(path), document)
+    out.hint(f"ggufdeploy run {model}" + ("" if named else f" --quant {artifact.quantization}"))
+
+
+def _planned(
+    source: Source,
+    model: str,
+    wish: dict[str, object],
+    machine: tuple[tuple[GpuSpec, int] | None, Path | None, int | None],
+    out: Output,
+) -> Artifact:
+    """Return the quantization that a plan chooses."""
+    from ggufdeploy.cli.machines import choose_machine
+    from ggufdeploy.deploy.planning import Wish, make
+    from ggufdeploy.planner.explain import headline
+
+    if not source.artifacts:
+        raise NotFound("quantization", source.name, f"{source.name} offers no GGUF quantization")
+    planned = make(source, model, Wish(**wish), choose_machine(*machine).machine)  # type: ignore[arg-type]  # its fields
+    out.note(headline(planned.plan))
+    return planned.artifact
+
+
+def _announce(source: Source, artifact: Artifact, place: Path, out: Output) -> None:
+    """Print what would be fetched to `place`."""
+    from ggufdeploy.deploy.sources import LocalSource
+    from ggufdeploy.hardware.detect import free_disk_bytes
+
+    free = free_disk_bytes(place)
+    verb = "here already" if isinstance(source, LocalSource) else "would fetch"
+    rows = [(file.path, format_file_size(file.n_bytes)) for file in artifact.files]
+    document = {**describe_source(source), **describe_artifact(artifact), "path": None, "dry_run": True}
+    out.note(f"{verb}: {source.name} {artifact.quantization}: {format_file_size(artifact.total_bytes)}")
+    out.table(("FILE", ">SIZE"), rows, {**document, "free_disk_bytes": free})
+    out.note(f"{format_bytes(free)} free at {place}; files that are here already are not fetched again")
