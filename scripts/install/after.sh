@@ -82,10 +82,10 @@ say_what_next() {
     [[ "$(command -v ggufdeploy)" -ef "$LINK" ]] || name=$LINK
     say ""
     say "The demonstration took $SECONDS s, installation included; the server is stopped. Now you:"
-    say "  $name run $DEMO_MODEL                  # serve it on http://127.0.0.1:8000"
-    say "  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\"
+    say "  $name run $DEMO_MODEL                  # serve it on http://127.0.0.1:8080"
+    say "  curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\"
     say "       -d '{\"model\": \"$DEMO_MODEL\", \"messages\": [{\"role\": \"user\", \"content\": \"$DEMO_QUESTION\"}]}'"
-    say "  $name plan mixtral-8x22b --gpu h100    # what would a bigger model need?"
+    say "  $name plan mixtral-8x22b --gpu h100-sxm  # what would a bigger model need?"
 }
 
 # Every check, each announced by its name; all of them run even when one fails. The last line is the sum.

@@ -8,6 +8,8 @@ CUDA_VERSION=""     # the newest CUDA the driver supports, "12.4"; empty when nv
 COMPUTE_CAPS=""     # one per kind of GPU, lowest first: "8.0 9.0"
 AMD_TARGETS=""      # "gfx1100;gfx942"
 
+KFD_NODES=${KFD_NODES:-/sys/class/kfd/kfd/topology/nodes} # where the kernel lists AMD GPUs; the tests have their own
+
 BACKEND=""          # cpu, cuda, metal, vulkan or rocm
 BACKEND_WHY=""
 WHEEL_INDEXES=""    # names under the wheel index, best first: "cu130 cu125"
@@ -35,7 +37,7 @@ detect_nvidia() {
 
 detect_amd() {
     local targets=""
-    [[ -e /sys/class/kfd/kfd/topology/nodes ]] || command -v rocminfo >/dev/null || return 1
+    [[ -e "$KFD_NODES" ]] || command -v rocminfo >/dev/null || return 1
     if command -v rocminfo >/dev/null; then
         targets=$(rocminfo 2>/dev/null | sed -nE 's/^ *Name: *(gfx[0-9a-f]+) *$/\1/p') || targets=""
     fi
@@ -49,7 +51,7 @@ detect_amd() {
 # The kernel writes 110003 for gfx1103 and 90010 for gfx90a: major, minor and stepping, the last two in hexadecimal.
 kfd_targets() {
     local file version
-    for file in /sys/class/kfd/kfd/topology/nodes/*/properties; do
+    for file in "$KFD_NODES"/*/properties; do
         [[ -r "$file" ]] || continue
         version=$(sed -n 's/^gfx_target_version //p' "$file")
         [[ "${version:-0}" -gt 0 ]] || continue
@@ -123,8 +125,10 @@ dotted() {
 # builds begin at 7.5, the 12 builds at 6.0, the 11.8 build has 6.0 to 8.9 (llama-cpp-python 0.3.36, build-wheels-cuda.yaml).
 cuda_indexes() {
     local driver=$1 cuda=$2 capability=$3 found=""
-    [[ "$driver" =~ ^[0-9]+$ ]] || return 0
-    ((capability == 0 || capability >= 60)) || return 0
+    if [[ ! "$driver" =~ ^[0-9]+$ ]] || ((capability > 0 && capability < 60)); then
+        echo
+        return
+    fi
     if ((driver >= 580 && capability >= 75)); then
         if ((cuda >= 1302)); then found="cu132 "; fi
         found+="cu130 "

@@ -58,7 +58,7 @@ fall_back_to_cpu() {
 download_wheel() {
     local index folder="$TMP/wheel"
     for index in $WHEEL_INDEXES; do
-        if run_quietly "looking for a ready wheel at $WHEEL_INDEX_BASE/$index" \
+        if run_quietly "fetching the wheel from $WHEEL_INDEX_BASE/$index" \
             env -u PIP_EXTRA_INDEX_URL -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null "$VENV/bin/python" -m pip download \
             --no-deps --only-binary llama-cpp-python --no-cache-dir --timeout 10 --retries 0 \
             --index-url "$WHEEL_INDEX_BASE/$index" --dest "$folder" "llama-cpp-python==$ENGINE_VERSION"; then
@@ -67,7 +67,7 @@ download_wheel() {
             ENGINE_SOURCE="$WHEEL_INDEX_BASE/$index"
             return 0
         fi
-        ((DRY_RUN)) || say "  none there for this machine ($(pip_error))"
+        ((DRY_RUN)) || say "  no ready wheel at $WHEEL_INDEX_BASE/$index ($(pip_error))"
     done
     return 1
 }
@@ -171,19 +171,28 @@ add_cuda_runtime() {
     run "$VENV/bin/python" "$tool" link
 }
 
-# Run the check; when a ready wheel does not work on this machine, build one here and check again.
+# Run the check. What does not work here is built here, once; failing that, `auto` falls back to the CPU.
 verify_engine() {
     if engine_works; then return; fi
-    if [[ "$(manifest_get engine-source)" == source ]] && ((REBUILD == 0)) && [[ "$CHECK_PROBLEM" == illegal* ]]; then
-        REBUILD=1
-    elif [[ "$(manifest_get engine-source)" == source || -n "$GIVEN_WHEEL" ]]; then
-        die "the engine does not work here: $CHECK_PROBLEM" "./install.sh --from-source, or ./install.sh --backend cpu"
+    warn "the engine does not work on this machine: $CHECK_PROBLEM"
+    if building_may_help && can_build "$BACKEND"; then
+        build_wheel
+    elif [[ "$REQUESTED_BACKEND" == auto && "$BACKEND" != cpu ]]; then
+        fall_back_to_cpu
+    else
+        die "no working engine for $BACKEND could be had" "./install.sh --from-source, or ./install.sh --backend cpu"
     fi
-    warn "the engine does not work on this machine: $CHECK_PROBLEM; building it here instead"
-    can_build "$BACKEND" || die "it cannot be built here" "install what is named above, or ./install.sh --backend cpu"
-    build_wheel
     put_engine
     engine_works || die "the engine built here does not work either: $CHECK_PROBLEM" "./install.sh --backend cpu"
+}
+
+# A ready wheel may be for another processor or driver, and so may one that was built before on another machine.
+building_may_help() {
+    [[ -z "$GIVEN_WHEEL" ]] || return 1
+    if [[ "$ENGINE_SOURCE" == source ]]; then
+        REBUILD=1
+        [[ "$CHECK_PROBLEM" == illegal* ]]
+    fi
 }
 
 # A child process, because an illegal instruction or a driver's abort kills whoever loads the library.

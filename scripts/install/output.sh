@@ -35,7 +35,7 @@ run_quietly() {
     shift
     if ((DRY_RUN)); then print_command "$@"; return; fi
     LOG="$TMP/log"
-    start_child "$LOG" "$@"
+    start_child "$LOG" env TMPDIR="$TMP" "$@" # what an interrupted pip leaves goes with $TMP
     show_progress "$label" "$started"
     wait "$CHILD" || status=$?
     CHILD=""
