@@ -121,7 +121,7 @@ class Backend(KvMemory, Vocabulary, Protocol):
     def logits(self) -> Logits:
         """Return the logits of the last batch, one row for each chunk with `output`, in the order of the chunks.
 
-        A view of shape (rows, n_vocab), float32, valid until the next `decode`; it must not be written to.
+        A view of shape (rows, n_vocab), float32, valid until the next `decode`. The caller may write to it.
         """
         ...
 

@@ -228,6 +228,4 @@ class LlamaCppBackend:
 
 def _view(address: int, n_rows: int, n_columns: int) -> Logits:
     memory = (ctypes.c_float * (n_rows * n_columns)).from_address(address)
-    view: Logits = np.frombuffer(memoryview(memory).cast("B"), dtype=np.float32).reshape(n_rows, n_columns)
-    view.flags.writeable = False
-    return view
+    return np.frombuffer(memoryview(memory).cast("B"), dtype=np.float32).reshape(n_rows, n_columns)

@@ -2,8 +2,8 @@
 
 bias -> penalties -> top_k -> top_p -> min_p -> temperature -> draw. Each step means exactly what llama.cpp's sampler of
 the same name means (src/llama-sampler.cpp); the drawn numbers come from Python's generator, so the same seed gives the
-same text here but not the same text as in llama.cpp. Vectorised: the candidates are cut down with a threshold
-before anything is sorted, because sorting a whole vocabulary costs milliseconds.
+same text here but not the same text as in llama.cpp. Vectorised: candidates are cut down with a threshold before
+anything is sorted or weighed, because sorting a whole vocabulary costs milliseconds, and exact all the same.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from ggufdeploy.engine.backend import Logits
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.errors import BadRequest, EngineError
 
-# Logits further below the best one are rarely needed: a first guess that is checked, and widened when it was wrong.
-_MARGIN = 12.0
+Ids = NDArray[np.int64]
+
+# Tokens whose logit is further below the best one are rarely chosen or needed; every use checks that.
+_NEAR = 12.0
+# All tokens further away than ln(n_vocab) + this weigh less than e**-5 of the best one, together.
+_FAR_SHARE = 5.0
 # Below this the best token has all the probability, and float32 would overflow.
 _GREEDY_BELOW = 1e-4
 
@@ -35,6 +39,7 @@ class Sampler:
     def __init__(self, params: SamplingParams, *, n_vocab: int, banned: frozenset[int] = frozenset()) -> None:
         _check(params)
         self._params = params
+        self._per_temperature = 1.0 / max(params.temperature, _GREEDY_BELOW)
         self._greedy = params.temperature < _GREEDY_BELOW
         self._random = random.Random(params.seed)
         bias = {token: value for token, value in params.logit_bias if value}
@@ -53,39 +58,23 @@ class Sampler:
         self.is_plain_argmax = self._greedy and not self._adjusts
 
     def sample(self, row: Logits, history: Sequence[int]) -> int:
-        """Return the next token. row: shape (n_vocab,), left unchanged. history: prompt and generated tokens.
+        """Return the next token. row: shape (n_vocab,), changed by bias and penalties. history: prompt and generated.
 
         Raises EngineError when the logits are not numbers.
         """
         if self._adjusts:
-            row = self._adjusted(row, history)
+            self.adjust(row, history)
         if self._greedy:
             return checked_argmax(row)
-        ids, probabilities = self.candidates(row)
-        cumulated = np.cumsum(probabilities, dtype=np.float64)
-        drawn = int(np.searchsorted(cumulated, self._random.random() * cumulated[-1], side="right"))
-        drawn = min(drawn, len(cumulated) - 1)
-        return drawn if ids is None else int(ids[drawn])
+        best = _best(row)
+        ids = self.candidates(row, best)
+        if ids is None:
+            return self._draw_from_all(row, best)
+        cumulated = np.cumsum(np.exp((row[ids] - best) * self._per_temperature), dtype=np.float64)
+        return int(ids[_draw(cumulated, self._random.random())])
 
-    def candidates(self, row: Logits) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
-        """Return the tokens that may be drawn and their weights, not normalised; None for the whole vocabulary."""
-        params = self._params
-        best = row.max()
-        if not math.isfinite(best):
-            raise _not_numbers()
-        ids: NDArray[np.int64] | None = None
-        if 0 < params.top_k < len(row):
-            ids = _top_k(row, best, params.top_k)
-        if params.top_p < 1.0:
-            ids = _top_p(row, best, ids, params.top_p)
-        if params.min_p > 0.0:
-            floor = best + math.log(params.min_p)
-            ids = np.flatnonzero(row >= floor) if ids is None else ids[row[ids] >= floor]
-        kept = row if ids is None else row[ids]
-        return ids, np.exp((kept - best) / np.float32(params.temperature))
-
-    def _adjusted(self, row: Logits, history: Sequence[int]) -> Logits:
-        row = row.copy()
+    def adjust(self, row: Logits, history: Sequence[int]) -> None:
+        """Apply bias and penalties to `row`, in place."""
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
         if self._penalises:
@@ -96,7 +85,40 @@ class Sampler:
             seen = row[ids]
             seen = np.where(seen <= 0, seen * params.repeat_penalty, seen / params.repeat_penalty)
             row[ids] = seen - times * params.frequency_penalty - params.presence_penalty
-        return row
+
+    def candidates(self, row: Logits, best: float) -> Ids | None:
+        """Return the tokens that top_k, top_p and min_p leave, or None when nothing is cut off. best: row.max()."""
+        params = self._params
+        ids: Ids | None = None
+        if 0 < params.top_k < len(row):
+            ids = _top_k(row, best, params.top_k)
+        if params.top_p < 1.0:
+            ids = _top_p(row, best, ids, params.top_p)
+        if params.min_p > 0.0:
+            floor = best + math.log(params.min_p)
+            ids = np.flatnonzero(row >= floor) if ids is None else ids[row[ids] >= floor]
+        return ids
+
+    def _draw_from_all(self, row: Logits, best: float) -> int:
+        """Draw from the whole vocabulary by rejection: a far token is proposed with a weight it cannot exceed.
+
+        Exact, and the far tokens' weights are hardly ever computed.
+        """
+        margin = math.log(len(row)) + _FAR_SHARE
+        threshold = best - margin * self._params.temperature
+        near = np.flatnonzero(row > threshold)
+        cumulated = np.cumsum(np.exp((row[near] - best) * self._per_temperature), dtype=np.float64)
+        cap, near_total = math.exp(-margin), float(cumulated[-1])
+        total = near_total + cap * (len(row) - len(near))
+        while True:
+            drawn = self._random.random() * total
+            if drawn < near_total:
+                return int(near[_draw(cumulated, drawn / near_total)])
+            token = self._random.randrange(len(row))
+            while row[token] > threshold:
+                token = self._random.randrange(len(row))
+            if self._random.random() * cap < math.exp((float(row[token]) - best) * self._per_temperature):
+                return token
 
 
 def checked_argmax(row: Logits) -> int:
@@ -107,8 +129,21 @@ def checked_argmax(row: Logits) -> int:
     return best
 
 
-def _top_k(row: Logits, best: np.float32, k: int) -> NDArray[np.int64]:
-    near = np.flatnonzero(row > best - _MARGIN)
+def _best(row: Logits) -> float:
+    best = float(row.max())
+    if not math.isfinite(best):  # the largest of numbers and NaN is NaN
+        raise _not_numbers()
+    return best
+
+
+def _draw(cumulated: NDArray[np.float64], fraction: float) -> int:
+    """Return the index whose share of the cumulated weights covers `fraction`, 0..1."""
+    index = int(np.searchsorted(cumulated, fraction * cumulated[-1], side="right"))
+    return min(index, len(cumulated) - 1)
+
+
+def _top_k(row: Logits, best: float, k: int) -> Ids:
+    near = np.flatnonzero(row > best - _NEAR)
     if len(near) < k:
         return np.argpartition(row, len(row) - k)[len(row) - k :]
     if len(near) == k:
@@ -116,21 +151,27 @@ def _top_k(row: Logits, best: np.float32, k: int) -> NDArray[np.int64]:
     return near[np.argpartition(row[near], len(near) - k)[len(near) - k :]]
 
 
-def _top_p(row: Logits, best: np.float32, ids: NDArray[np.int64] | None, p: float) -> NDArray[np.int64]:
+def _top_p(row: Logits, best: float, ids: Ids | None, p: float) -> Ids:
     """Return the fewest most likely tokens that together hold at least `p` of the probability."""
-    if ids is None:
-        target = p * float(np.exp(row - best).sum(dtype=np.float64))
-        ids = np.flatnonzero(row > best - _MARGIN)
-        if float(np.exp(row[ids] - best).sum(dtype=np.float64)) < target:
-            ids = np.arange(len(row))
-        weights = np.exp(row[ids] - best)
-    else:
-        weights = np.exp(row[ids] - best)
-        target = p * float(weights.sum(dtype=np.float64))
+    if ids is not None:
+        order, cumulated = _ranked(row, best, ids)
+        return order[: _n_holding(cumulated, p * cumulated[-1])]
+    wanted = p * float(np.exp(row - best).sum())
+    order, cumulated = _ranked(row, best, np.flatnonzero(row > best - _NEAR))
+    if cumulated[-1] < wanted:
+        order, cumulated = _ranked(row, best, np.arange(len(row)))
+    return order[: _n_holding(cumulated, wanted)]
+
+
+def _ranked(row: Logits, best: float, ids: Ids) -> tuple[Ids, NDArray[np.float64]]:
+    """Return `ids` from most to least likely, and their weights cumulated."""
+    weights = np.exp(row[ids] - best)
     order = np.argsort(-weights, kind="stable")
-    cumulated = np.cumsum(weights[order], dtype=np.float64)
-    n_kept = int(np.searchsorted(cumulated, target, side="left")) + 1
-    return ids[order[:n_kept]]
+    return ids[order], np.cumsum(weights[order], dtype=np.float64)
+
+
+def _n_holding(cumulated: NDArray[np.float64], weight: float) -> int:
+    return int(np.searchsorted(cumulated, weight, side="left")) + 1
 
 
 def _check(params: SamplingParams) -> None:

@@ -57,6 +57,12 @@ class Harness:
         fields = {"sampling": GREEDY, "prompt": TextPrompt(prompt) if isinstance(prompt, str) else prompt, **kwargs}
         self.engine.submit(GenerateRequest(id=id, max_tokens=max_tokens, **fields))  # type: ignore[arg-type]
 
+    def accept(self, *ids: str) -> None:
+        """Submit nothing and step nothing: only wait until these requests are prepared and queued."""
+        while not self.engine._generations.keys() >= set(ids):
+            for call in self.engine._incoming(wait=True):
+                call()
+
     def until(self, done: Callable[[], bool]) -> None:
         for _ in range(1000):
             if done():
@@ -97,6 +103,7 @@ def test_streams_run_side_by_side(harness):
     h = harness()
     for id in "abc":
         h.submit(id, prompt=id * 4)
+    h.accept("a", "b", "c")
     h.until_ended(3)
     together = [step for step in h.steps if {e.id for e in step if isinstance(e, Delta)} == {"a", "b", "c"}]
     assert len(together) >= 5
@@ -107,6 +114,7 @@ def test_a_queued_request_starts_when_a_slot_is_free(harness):
     h = harness(slots=1)
     for id in "ab":
         h.submit(id, prompt=id)
+        h.accept(id)
     h.until_ended(2)
     ids = [e.id for e in h.events if isinstance(e, Delta)]
     assert ids == sorted(ids)
@@ -238,6 +246,7 @@ def test_streams_survive_a_cache_that_refuses_a_shared_batch(harness):
     h = harness()
     for id in "ab":
         h.submit(id, prompt=id * 3, max_tokens=12)
+    h.accept("a", "b")
     h.until(lambda: bool(h.text("a")) and bool(h.text("b")))
     h.backend.outcomes = [Decoded.NO_ROOM]
     h.until_ended(2)
