@@ -43,6 +43,8 @@ PREFIX=""
 USER_CMAKE_ARGS=""
 
 PYTHON=""           # the interpreter the virtual environment is made from
+PYTHON_TAG=""       # cpython-312
+PYTHON_VERSION=""
 ENGINE_VERSION=""   # of llama-cpp-python, as pyproject.toml pins it
 VENV=""
 LINK=""             # the command; empty in --dev and --test
@@ -204,7 +206,7 @@ begin() {
     [[ -n "$ENGINE_VERSION" ]] || die "pyproject.toml does not pin llama-cpp-python"
     detect_gpu
     choose_backend "$REQUESTED_BACKEND"
-    say "python: $("$PYTHON" --version 2>&1), $(command -v "$PYTHON")"
+    say "python: $PYTHON_VERSION, $(command -v "$PYTHON")"
     say "backend: $BACKEND ($BACKEND_WHY)"
     TMP="${TMPDIR:-/tmp}/ggufdeploy-install"
     ((DRY_RUN)) || TMP=$(mktemp -d "$TMP.XXXXXX")
@@ -212,14 +214,19 @@ begin() {
 
 # Python 3.10 or newer with venv and pip's bootstrap, which Debian packs separately.
 find_python() {
-    local candidate bare=""
+    local candidate facts bare=""
     for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
-        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
-        if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
-            PYTHON=$candidate
-            return
-        fi
-        bare=${bare:-$candidate}
+        facts=$("$candidate" -c 'import sys
+from importlib.util import find_spec
+whole = find_spec("venv") and find_spec("ensurepip")
+print(sys.version_info >= (3, 10), bool(whole), sys.implementation.cache_tag, *sys.version.split()[:1])' 2>/dev/null) || continue
+        case $facts in
+            "True True "*)
+                PYTHON=$candidate
+                read -r _ _ PYTHON_TAG PYTHON_VERSION <<<"$facts"
+                return ;;
+            "True False "*) bare=${bare:-$candidate} ;;
+        esac
     done
     [[ -z "$bare" ]] || die "$bare has no venv module" "$(package_hint "$bare-venv" python3 'brew install python')"
     die "ggufdeploy needs Python 3.10 or newer; none of python3, python3.13 to python3.10 is" \

@@ -20,7 +20,8 @@ def main(arguments: list[str]) -> int:
     url = json.loads(Path(ready_file).read_text(encoding="utf-8"))["url"].rstrip("/").removesuffix("/v1")
     model = _call(f"{url}/v1/models")["data"][0]["id"]
     messages = [{"role": "user", "content": question}]
-    answer = _call(f"{url}/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 48, "temperature": 0})
+    body = {"model": model, "messages": messages, "max_tokens": 48, "temperature": 0}
+    answer = _call(f"{url}/v1/chat/completions", body)
     sys.stdout.write(answer["choices"][0]["message"]["content"].strip() + "\n")
     return 0
 

@@ -1,7 +1,7 @@
 """Find or link the CUDA run-time libraries that llama-cpp-python's CUDA wheels leave out; install.sh runs it.
 
-`cuda_libraries.py present MAJOR`: exit status 0 when libcudart and libcublas of that major version (11, 12 or 13) can be
-loaded as they are. `cuda_libraries.py link`: put links to those that pip installed beside the engine's own libraries.
+`cuda_libraries.py present MAJOR`: exit status 0 when libcudart and libcublas of that major version (11, 12 or 13) can
+be loaded as they are. `cuda_libraries.py link`: put links to those that pip installed beside the engine's libraries.
 """
 
 from __future__ import annotations

@@ -93,11 +93,13 @@ engine_key() {
     local processor
     processor=$(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || sysctl -n machdep.cpu.brand_string 2>/dev/null) ||
         processor=unknown
-    printf '%s\n' "$CMAKE_FLAGS" "$(uname -sm)" "$processor" "$("$PYTHON" -c 'import sys; print(sys.implementation.cache_tag)')" |
+    printf '%s\n' "$CMAKE_FLAGS" "$(<"$CHECKOUT/scripts/install/build.cmake")" "$(uname -sm)" "$processor" "$PYTHON_TAG" |
         sha256 | cut -c 1-12
 }
 
-sha256() { "$PYTHON" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'; }
+sha256() {
+    if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -d ' ' -f 1
+}
 
 build_wheel() {
     local folder wheel built="$TMP/built"
@@ -105,11 +107,13 @@ build_wheel() {
     ENGINE_SOURCE=source
     if ((DRY_RUN)); then printf '# built once, then taken from %s\n' "$folder"; fi
     wheel=$(cached_wheel "$folder") && { ENGINE_WHEEL=$wheel; say "engine: taking the wheel built here before, $wheel"; return; }
-    local jobs nvcc environment=("CMAKE_ARGS=$CMAKE_FLAGS")
+    local jobs nvcc environment
     jobs=$(build_jobs)
-    environment+=("CMAKE_BUILD_PARALLEL_LEVEL=$jobs")
+    # A copy, because CMAKE_ARGS is split at blanks and the checkout's path may have some.
+    run cp "$CHECKOUT/scripts/install/build.cmake" "$TMP/build.cmake"
+    environment=("CMAKE_ARGS=$CMAKE_FLAGS -DCMAKE_PROJECT_llama_cpp_INCLUDE=$TMP/build.cmake" "CMAKE_BUILD_PARALLEL_LEVEL=$jobs")
     if [[ "$BACKEND" == cuda ]] && nvcc=$(find_nvcc); then environment+=("CUDACXX=$nvcc"); fi
-    say "engine: building llama-cpp-python $ENGINE_VERSION for $BACKEND with $jobs jobs; on two cores this takes about eight minutes"
+    say "engine: building llama-cpp-python $ENGINE_VERSION for $BACKEND with $jobs jobs; on two cores this takes about six minutes"
     run_quietly "building" env "${environment[@]}" "$VENV/bin/python" -m pip wheel --verbose --no-deps \
         --no-binary llama-cpp-python --no-cache-dir --wheel-dir "$built" "llama-cpp-python==$ENGINE_VERSION" ||
         { tail -n 30 "$LOG" >&2; die "the build failed" "./install.sh --backend cpu, or mend what is printed above"; }

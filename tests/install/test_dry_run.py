@@ -32,7 +32,10 @@ def choice_of(result: subprocess.CompletedProcess[str]) -> Choice:
     indexes = [words[words.index("--index-url") + 1] for words in commands if "--index-url" in words]
     flags = [word.removeprefix("CMAKE_ARGS=") for words in commands for word in words if word.startswith("CMAKE_ARGS=")]
     assert len(flags) == 1, result.stdout
-    return Choice([index.removeprefix(f"{INDEX}/") for index in indexes], set(flags[0].split()), result.stdout)
+    recipe = [flag for flag in flags[0].split() if flag.startswith("-DCMAKE_PROJECT_llama_cpp_INCLUDE=")]
+    assert len(recipe) == 1
+    names = [index.removeprefix(f"{INDEX}/") for index in indexes]
+    return Choice(names, set(flags[0].split()) - set(recipe), result.stdout)
 
 
 def nvidia_smi(driver: str, cuda: str, *capabilities: str, field_name: str = "CUDA Version") -> str:

@@ -19,6 +19,7 @@ from tests.install.machine import CHECKOUT
 SCRIPTS = CHECKOUT / "scripts/install"
 
 
+@pytest.mark.install
 def test_every_shell_script_passes_shellcheck() -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     command = [shellcheck, "--external-sources", "--check-sourced", "install.sh", ".ci/run"]
