@@ -280,6 +280,18 @@ async def test_a_file_that_is_no_gguf_does_not_load(demo_config, tmp_path):
     assert "could not load the model" in (await _load_error(with_changes(demo_config, model_path=str(junk)))).message
 
 
+async def test_a_header_that_aborts_llama_cpp_is_an_error_with_its_last_words(demo_config, demo_model, tmp_path):
+    data, key = bytearray(demo_model.read_bytes()), b"llama.block_count"
+    value = data.index(len(key).to_bytes(8, "little") + key) + 8 + len(key) + 4
+    data[value : value + 4] = (1 << 31).to_bytes(4, "little")
+    hostile = tmp_path / "hostile.gguf"
+    hostile.write_bytes(data)
+    error = await _load_error(with_changes(demo_config, model_path=str(hostile)))
+    assert "SIGABRT" in error.message
+    assert "LLAMA_MAX_LAYERS" in error.message
+    assert not error.out_of_memory
+
+
 async def test_a_missing_file_does_not_load(demo_config):
     assert "no model file" in (await _load_error(with_changes(demo_config, model_path="/nonexistent.gguf"))).message
 
