@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ggufdeploy.settings import Settings
+from tests import demo
 
 _CLEARED = ("GGUFDEPLOY_", "HF_", "HUGGING_FACE_", "CUDA_", "NVIDIA_", "FORCE_COLOR", "CLICOLOR")
 
@@ -38,3 +39,9 @@ def sealed_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 def settings(sealed_home: Path) -> Settings:
     """What the program itself would read from the sealed environment."""
     return Settings.from_environment(os.environ)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """Return the path of the demo model, a real chat model of 98 MB."""
+    return demo.demo_model()

@@ -122,8 +122,9 @@ quant_option = _plan(
     "--quant", "quantization", metavar="NAME", help="Quantization, like Q4_K_M.  [default: the best that fits]"
 )
 kv_type_option = _plan(
-    "--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache.  [default: the preset's, else f16]"
-)
+    "--kv-type", type=click.Choice(KV_TYPES), metavar="TYPE",
+    help=f"Type of the KV cache: {', '.join(KV_TYPES)}.  [default: the preset's, else f16]",
+)  # fmt: skip
 prefer_option = _plan(
     "--prefer", type=click.Choice(PREFERENCES), default="balanced", show_default=True,
     help="What to choose when several plans fit.",
@@ -152,14 +153,11 @@ ram_option = _machine(
     "--ram", "ram_bytes", type=BytesType(), metavar="SIZE", help="Plan with this much system RAM, like 256GiB."
 )
 
-host_option = _server("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+host_option = _server("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
 port_option = _server(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="PORT",
     help="Port to listen on; 0 takes a free one.",
-)
+)  # fmt: skip
 
 revision_option = _option("--revision", metavar="REV", help="Branch, tag or commit of the repository.")
 dry_run_option = _option("--dry-run", is_flag=True, help="Say what would happen, and stop.")

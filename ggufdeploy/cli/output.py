@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
@@ -51,10 +52,7 @@ class Output:
 
     def document(self, document: object) -> None:
         """Print one JSON document, whatever the mode."""
-        import msgspec
-
-        builtins = msgspec.to_builtins(document, enc_hook=str)
-        self._print(json.dumps(builtins, indent=2, allow_nan=False))
+        self._print(json.dumps(_plain(document), indent=2, allow_nan=False))
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], document: object, *, empty: str | None = None
@@ -143,6 +141,22 @@ def align(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return "  ".join(padded).rstrip()
 
     return [line(row) for row in cells]
+
+
+def _plain(value: object) -> object:
+    """Return what JSON knows: fields of dataclasses and structs, also unset ones, by name; paths as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    names: Sequence[str] | None = getattr(value, "__struct_fields__", None)
+    if names is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted(_plain(item) for item in value)  # type: ignore[type-var]  # of one kind, in our documents
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _is_terminal() -> bool:

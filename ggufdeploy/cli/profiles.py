@@ -147,5 +147,9 @@ def _known(shape: Any, but: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _block(title: str, facts: dict[str, Any]) -> str:
     """Return the title and one indented line per fact that is not None; "" without facts."""
-    rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items() if value]
+    rows = [
+        (name, f"{value:,}" if isinstance(value, int) else str(value))
+        for name, value in facts.items()
+        if value is not None
+    ]
     return "\n".join([title, *(f"  {line}" for line in align(("", ""), rows)[1:])]) if rows else ""

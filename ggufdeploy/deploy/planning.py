@@ -16,6 +16,7 @@ from ggufdeploy.hardware.catalog import list_gpus
 from ggufdeploy.hardware.cpu import measure_ram_bandwidth_bytes_per_s
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.hub.catalog import Artifact
+from ggufdeploy.hub.quantization import canonical_quantization
 from ggufdeploy.planner.advice import Advice, avoid_offload
 from ggufdeploy.planner.assemble import make_plan, shortfall
 from ggufdeploy.planner.memory import FormulaMemory, MemoryModel
@@ -69,7 +70,7 @@ def make_request(wish: Wish, profile: Profile | None) -> PlanRequest:
         context_tokens=context,
         slots=wish.slots or (profile.default_slots if profile else DEFAULT_SLOTS),
         kv_type=kv_type,
-        quantization=wish.quantization,
+        quantization=wish.quantization and (canonical_quantization(wish.quantization) or wish.quantization),
         prefer=wish.prefer,
         offload=wish.offload,
         reserve_bytes=wish.reserve_bytes,
@@ -167,6 +168,8 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     candidates = _Candidates(source)
     request = make_request(wish, source.profile)
     _check_quantization(request, candidates)
+    candidates.read(_first_guess(request, candidates, machine))
+    request = _within_training(request, wish, candidates.all()[0].info)
     result, option = _search_exactly(candidates, request, machine)
     if option is None:
         raise _does_not_fit(result, request, machine, ref)
@@ -203,31 +206,40 @@ def _check_quantization(request: PlanRequest, candidates: _Candidates) -> None:
     raise NotFound("quantization", wanted, hint=hint)
 
 
-def _check_context(request: PlanRequest, info: ModelInfo) -> None:
+def _within_training(request: PlanRequest, wish: Wish, info: ModelInfo) -> PlanRequest:
+    """Return the request, a default context cut to the training context; one that was asked for is never cut."""
     limit = info.context_train_tokens
     if limit is not None and request.context_tokens > limit:
+        if wish.context_tokens is None and wish.preset is None:
+            return replace(request, context_tokens=limit)
         raise BadValue(
             "--ctx",
             f"--ctx {request.context_tokens:,} is more than the {limit:,} tokens this model was trained for",
             hint=f"--ctx {limit}",
         )
+    return request
 
 
 def _search_exactly(
     candidates: _Candidates, request: PlanRequest, machine: Machine
 ) -> tuple[SearchResult, Option | None]:
-    """Search until the chosen quantization's own header has been read; each round reads at most one more."""
-    if request.quantization is not None:
-        named = nearest(request.quantization, candidates.artifacts)
-        if named is not None:
-            candidates.read(named)
+    """Search until the choice rests on headers of its own; each round reads at most one more."""
     while True:
         everything = candidates.all()
-        _check_context(request, everything[0].info)
         result = search(everything, request, machine, FormulaMemory())
         doubtful = _doubtful(result)
         if doubtful is None or not candidates.read(doubtful):
             return result, result.chosen
+
+
+def _first_guess(request: PlanRequest, candidates: _Candidates, machine: Machine) -> str:
+    """Return the quantization whose header is read first: the named one, or the largest file the machine could hold."""
+    if request.quantization is not None:
+        return next(name for name in candidates.artifacts if name.upper() == request.quantization.upper())
+    room = sum(device.free_bytes for device in machine.devices) or machine.ram_available_bytes
+    by_size = sorted(candidates.artifacts.values(), key=lambda artifact: artifact.total_bytes)
+    fitting = [artifact for artifact in by_size if artifact.total_bytes <= room]
+    return (fitting[-1] if fitting else by_size[0]).quantization
 
 
 def _doubtful(result: SearchResult) -> str | None:

@@ -23,10 +23,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Every parameter given to llama.cpp; nothing is left to a default of the library.
 
     model_path: first shard. context_tokens: KV cells of the unified cache, shared by all slots, and the longest single
-    request. n_gpu_layers: the output layer plus the last n-1 blocks. n_layers_total is block_count + 1.
+    request. n_gpu_layers: the output layer plus the last n-1 blocks.
     tensor_split: one share per device, empty for llama.cpp's own (free memory). load_mode: "mmap" or "none".
     threads: for decode and for prefill. rpc_endpoints: host:port of RPC devices to register first, in order.
-    n_devices: how many devices the placement knows, 0 for CPU only.
     """
 
     model_path: str
@@ -59,7 +58,7 @@ class DeviceBuffers(msgspec.Struct, frozen=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was loaded. layer_devices: one device per block plus one for the output layer, as llama.cpp assigned them.
 
-    stop_texts: end-of-generation pieces, for display. buffers: actual allocation, to stand beside the plan.
+    buffers: actual allocation, to stand beside the plan.
     """
 
     description: str

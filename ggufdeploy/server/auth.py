@@ -31,7 +31,7 @@ def check_bind_address(host: str, api_key: str | None) -> None:
     raise BadValue(
         "--host",
         f"--host {host or '(all addresses)'} lets other machines use the model, and no API key is set",
-        hint="set GGUFDEPLOY_API_KEY, or keep --host 127.0.0.1",
+        hint="give a key with --api-key-file or GGUFDEPLOY_API_KEY, or keep --host 127.0.0.1",
     )
 
 
