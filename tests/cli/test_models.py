@@ -1,0 +1,297 @@
+"""`pull`, `list`, `show` and `rm` on a stand-in Hub and a sealed cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ggufdeploy.gguf.reader import read_header_file
+from ggufdeploy.profiles.store import load_profiles
+from tests.cli.conftest import REPO
+from tests.gguf_shapes import CHAT_TEMPLATE
+from tests.gguf_writer import TINY_LLAMA, TINY_MIXTRAL, write_model
+
+
+def sizes(hub):
+    return {path.name: path.stat().st_size for path in (hub.root / REPO).iterdir()}
+
+
+def cdn_requests(hub):
+    return [request for request in hub.requests if request.server == "cdn"]
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def test_pull_prints_the_path_and_the_next_command(run, hub, settings):
+    done = run("pull", f"{REPO}:q8_0")
+
+    path = Path(done.out.rstrip("\n"))
+    assert done.code == 0
+    assert path.name == "tiny.Q8_0.gguf"
+    assert path.is_relative_to(settings.hf_cache_dir)
+    assert path.read_bytes() == (hub.root / REPO / path.name).read_bytes()
+    assert done.err.splitlines()[-1] == f"hint: ggufdeploy run {REPO}:q8_0"
+
+
+def test_pull_fetches_all_shards_and_names_them_for_programs(run, hub):
+    document = run("pull", REPO, "--quant", "F16", "--json").document
+
+    assert (document["quantization"], document["dry_run"], len(document["files"])) == ("F16", False, 2)
+    first = Path(document["path"])
+    for file in document["files"]:
+        content = (first.parent / file["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+
+
+def test_pull_quietly_prints_the_path_alone(run, hub):
+    done = run("pull", REPO, "--quant", "Q4_0", "-q")
+    assert Path(done.out.rstrip("\n")).name == "tiny.Q4_0.gguf"
+    assert done.err == ""
+
+
+def test_pull_again_fetches_nothing(run, hub):
+    run("pull", REPO, "--quant", "Q4_0")
+    before = len(cdn_requests(hub))
+    assert run("pull", REPO, "--quant", "Q4_0").code == 0
+    assert len(cdn_requests(hub)) == before
+
+
+def test_pull_dry_run_fetches_nothing(run, hub, settings):
+    done = run("pull", REPO, "--quant", "F16", "--dry-run")
+    document = run("pull", REPO, "--quant", "F16", "--dry-run", "--json").document
+
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.splitlines()[1:]] == [f["path"] for f in document["files"]]
+    assert (document["path"], document["dry_run"]) == (None, True)
+    assert document["total_bytes"] == sum(size for name, size in sizes(hub).items() if "F16" in name)
+    assert not list(settings.hf_cache_dir.rglob("*.gguf"))
+
+
+def test_pull_without_a_quantization_takes_what_a_plan_takes(run, hub):
+    machine = ("--gpu", "h100-sxm", "--ctx", "512", "--slots", "1")
+    document = run("pull", REPO, *machine, "--json").document
+    planned = run("plan", REPO, *machine, "--json").document
+
+    assert document["quantization"] == planned["quantization"]["name"]
+
+
+@pytest.mark.parametrize("command", [["pull"], ["show"]])
+def test_an_unknown_quantization_names_the_nearest_and_all_there_are(command, run, hub):
+    done = run(*command, f"{REPO}:Q8_1")
+
+    assert (done.code, done.out) == (3, "")
+    assert done.err.splitlines() == [
+        f"error: {REPO} has no quantization Q8_1",
+        "hint: did you mean Q8_0? There are: Q4_0, Q8_0, F16",
+    ]
+
+
+def test_an_unknown_repository_is_not_found(run, hub):
+    done = run("pull", "acme/nothing", "--json")
+    assert (done.code, done.error["type"]) == (3, "not_found")
+
+
+def test_a_gated_repository_ends_with_4_and_says_how_to_get_in(run, hub):
+    hub.gated.add(REPO)
+    done = run("pull", f"{REPO}:Q8_0")
+    assert done.code == 4
+    assert done.err.splitlines()[-1].startswith("hint: ")
+
+
+def test_an_unreachable_hub_ends_with_6_and_is_not_called_not_found(run, monkeypatch, offline):
+    done = run("pull", f"{REPO}:Q8_0", "--json")
+    assert (done.code, done.error["type"]) == (6, "offline")
+
+
+def test_a_local_file_is_where_it_is(run, tmp_path):
+    path = write_model(tmp_path / "mine.Q8_0.gguf", TINY_LLAMA, "Q8_0")
+    done = run("pull", str(path))
+    assert (done.code, done.out) == (0, f"{path}\n")
+
+
+def test_list_shows_what_is_here_the_last_used_first(run, hub):
+    for quantization, age_s in (("Q8_0", 7200), ("Q4_0", 30), ("F16", 3 * 86_400)):
+        path = Path(run("pull", REPO, "--quant", quantization, "-q").out.rstrip("\n"))
+        for file in path.parent.glob(f"*{quantization}*"):
+            os.utime(file.resolve(), (time.time() - age_s,) * 2)
+
+    rows = [line.split(maxsplit=4) for line in run("list").out.splitlines()]
+
+    assert [row[0] for row in rows] == ["MODEL", f"{REPO}:Q4_0", f"{REPO}:Q8_0", f"{REPO}:F16"]
+    assert [row[3] for row in rows[1:]] == ["1", "1", "2"]
+    assert [row[4] for row in rows] == [["LAST", "USED"][1], "just now", "2 hours ago", "3 days ago"]
+    assert run("list", "-q").out.split() == [row[0] for row in rows[1:]]
+
+
+def test_list_for_programs(run, hub):
+    path = run("pull", f"{REPO}:Q8_0", "-q").out.rstrip("\n")
+
+    document = run("list", "--json").document
+
+    (entry,) = document["models"]
+    assert document["schema_version"] == 1
+    assert entry["last_used"].endswith("+00:00")
+    assert {k: v for k, v in entry.items() if k != "last_used"} == {
+        "ref": f"{REPO}:Q8_0",
+        "repo": REPO,
+        "quantization": "Q8_0",
+        "total_bytes": sizes(hub)["tiny.Q8_0.gguf"],
+        "paths": [path],
+    }
+
+
+def test_an_empty_cache_is_no_failure(run, settings):
+    assert run("list", "--json").document == {"schema_version": 1, "models": []}
+    done = run("list")
+    assert (done.code, done.out) == (0, "")
+    assert done.err.splitlines()[0] == f"no models in {settings.hf_cache_dir}"
+
+
+def test_rm_asks_and_without_an_answer_deletes_nothing(run, hub):
+    run("pull", f"{REPO}:Q8_0")
+
+    done = run("rm", f"{REPO}:Q8_0")
+
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == "hint: add --yes to go ahead"
+    assert run("list", "-q").out.split() == [f"{REPO}:Q8_0"]
+
+
+def test_rm_deletes_one_quantization_or_all_of_a_repository(run, hub, settings):
+    for quantization in ("Q8_0", "Q4_0", "F16"):
+        run("pull", REPO, "--quant", quantization)
+
+    one = run("rm", f"{REPO}:Q8_0", "--yes")
+    assert (one.code, one.out) == (0, f"freed {sizes(hub)['tiny.Q8_0.gguf'] / 1000:.1f} kB: {REPO}:Q8_0\n")
+    assert sorted(run("list", "-q").out.split()) == [f"{REPO}:F16", f"{REPO}:Q4_0"]
+
+    rest = run("rm", REPO, "-y", "--json").document
+    assert rest["freed_bytes"] == sum(size for name, size in sizes(hub).items() if "Q8_0" not in name)
+    assert not list(settings.hf_cache_dir.rglob("*.gguf"))
+
+
+def test_rm_dry_run_says_how_much_and_deletes_nothing(run, hub):
+    run("pull", f"{REPO}:Q8_0")
+
+    document = run("rm", REPO, "--dry-run", "--json").document
+
+    assert (document["freed_bytes"], document["dry_run"]) == (sizes(hub)["tiny.Q8_0.gguf"], True)
+    assert run("list", "-q").out.split() == [f"{REPO}:Q8_0"]
+
+
+def test_rm_of_what_is_not_here_names_the_nearest_and_deletes_nothing(run, hub):
+    run("pull", f"{REPO}:Q8_0")
+    done = run("rm", f"{REPO}:Q8_0", f"{REPO}:Q4_1", "--yes")
+    assert done.code == 3
+    assert done.err.splitlines() == [f"error: {REPO}:Q4_1 is not on this disk", f"hint: did you mean {REPO}:Q8_0?"]
+    assert run("list", "-q").out.split() == [f"{REPO}:Q8_0"]
+
+
+def test_rm_leaves_files_of_the_user_alone(run, tmp_path):
+    path = write_model(tmp_path / "mine.gguf", TINY_LLAMA, "Q8_0")
+    assert run("rm", str(path), "--yes").code == 2
+    assert path.exists()
+
+
+@pytest.fixture
+def packaged(settings):
+    """The demo model as if it had been fetched: a sparse file of its size at its place."""
+    source = load_profiles(settings).find("smollm2-135m").pypi
+    assert source is not None
+    path = settings.cache_dir / "pypi" / f"{source.package}-{source.version}" / source.file.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(source.n_bytes)
+    return path
+
+
+def test_a_model_out_of_a_package_is_listed_and_removed_too(run, packaged):
+    (entry,) = run("list", "--json").document["models"]
+    assert (entry["ref"], entry["repo"], entry["paths"]) == ("smollm2-135m:Q4_1", None, [str(packaged)])
+
+    done = run("rm", "smollm2-135m:q4_1", "--yes")
+
+    assert done.code == 0
+    assert not packaged.exists()
+    assert run("list", "-q").out == ""
+
+
+def test_show_lists_the_quantizations_of_a_repository_the_largest_first(run, hub):
+    done = run("show", REPO)
+    document = run("show", REPO, "--json").document
+
+    rows = [line.split() for line in done.out.splitlines()]
+    assert rows[0] == ["QUANTIZATION", "SIZE", "MEMORY", "FILES"]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [("F16", "2"), ("Q8_0", "1"), ("Q4_0", "1")]
+    assert document["repo"] == REPO
+    assert len(document["revision"]) == 40
+    assert [entry["total_bytes"] for entry in document["quantizations"]] == sorted(
+        (entry["total_bytes"] for entry in document["quantizations"]), reverse=True
+    )
+    assert not cdn_requests(hub)
+
+
+def test_show_tells_what_a_remote_quantization_holds_without_downloading_it(run, hub, settings):
+    document = run("show", f"{REPO}:F16", "--json").document
+
+    assert (document["facts"]["architecture"], document["facts"]["n_layers"]) == ("llama", TINY_LLAMA.n_layers)
+    assert not list(settings.hf_cache_dir.rglob("*.gguf"))
+
+
+def test_show_tells_what_a_file_holds(run, tmp_path):
+    path = write_model(tmp_path / "tiny.Q8_0.gguf", TINY_MIXTRAL, "Q8_0")
+    header = read_header_file(path)
+
+    facts = run("show", str(path), "--json").document["facts"]
+    text = run("show", str(path)).out
+
+    assert facts == {
+        "name": "tiny-mixtral",
+        "architecture": "llama",
+        "quantization": "Q8_0",
+        "n_params": facts["n_params"],
+        "bits_per_weight": pytest.approx(header.tensor_bytes * 8 / facts["n_params"], abs=0.005),
+        "n_layers": TINY_MIXTRAL.n_layers,
+        "n_experts": TINY_MIXTRAL.n_experts,
+        "n_experts_used": TINY_MIXTRAL.n_experts_used,
+        "embedding_length": TINY_MIXTRAL.n_embd,
+        "n_heads": TINY_MIXTRAL.n_heads,
+        "n_kv_heads": TINY_MIXTRAL.n_kv_heads,
+        "n_vocab": TINY_MIXTRAL.n_vocab,
+        "context_train_tokens": TINY_MIXTRAL.context_tokens,
+        "sliding_window_tokens": None,
+        "n_tensors": len(header.tensors),
+        "tensors_bytes": header.tensor_bytes,
+        "experts_bytes": sum(t.n_bytes for t in header.tensors if "_exps" in t.name),
+        "chat_template_sha256": hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
+    }
+    assert "architecture   llama" in text
+    assert f"experts        {TINY_MIXTRAL.n_experts}, {TINY_MIXTRAL.n_experts_used} per token" in text
+    assert "sliding window" not in text
+
+
+def test_show_of_a_damaged_file_says_where(run, tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    done = run("show", str(path))
+    assert done.code == 1
+    assert "is not a usable GGUF file" in done.err
+
+
+def test_show_of_a_missing_file(run, tmp_path):
+    done = run("show", str(tmp_path / "missing.gguf"))
+    assert (done.code, done.out) == (3, "")
+
+
+def test_a_misspelt_model_names_the_nearest_in_every_command(run, hub):
+    for command in (["show"], ["pull"], ["plan"], ["rm", "--yes"]):
+        done = run(*command, "mixtrl-8x22b")
+        assert done.code == 3, command
+        assert "did you mean mixtral-8x22b?" in done.err, command
