@@ -76,10 +76,13 @@ remove_empty_folder() {
     elif [[ -z "$(ls -A "$1")" ]]; then rmdir "$1"; fi
 }
 
-# The models lie in the cache that all Hugging Face tools share, so ggufdeploy itself removes its own.
+# The models lie in the cache that all Hugging Face tools share; ggufdeploy knows which files are GGUF models.
 purge_models() {
-    run "$VENV/bin/ggufdeploy" rm --all --yes ||
-        warn "the models could not be removed; they lie in ${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}"
+    local place="${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}" line names=()
+    while read -r line; do names+=("$line"); done < <("$VENV/bin/ggufdeploy" list --quiet || warn "the models in $place stay")
+    if ((${#names[@]} > 0)); then
+        run "$VENV/bin/ggufdeploy" rm --yes "${names[@]}" || warn "not all models in $place could be removed"
+    fi
 }
 
 purge_caches() {

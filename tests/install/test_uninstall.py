@@ -21,7 +21,9 @@ def installed(machine: StandInMachine) -> Path:
     command = prefix / "venv/bin/ggufdeploy"
     command.parent.mkdir(parents=True)
     (prefix / "venv/pyvenv.cfg").write_text("", encoding="utf-8")
-    command.write_text(f"#!/bin/sh\necho \"$@\" >>'{machine.home}/asked'\n", encoding="utf-8")
+    models = "owner/one:Q4_K_M\nowner/two:Q8_0"
+    listing = f"if [ $1 = list ]; then echo '{models}'; exit; fi"
+    command.write_text(f"#!/bin/sh\n{listing}\necho \"$@\" >>'{machine.home}/asked'\n", encoding="utf-8")
     command.chmod(0o755)
     links = machine.home / ".local/bin"
     links.mkdir()
@@ -82,7 +84,7 @@ def test_purge_takes_caches_and_models_too(machine: StandInMachine, installed: P
     assert machine.install("--uninstall", "--purge").returncode == 0
     assert not (machine.home / ".cache/ggufdeploy").exists()
     assert not state.exists()
-    assert (machine.home / "asked").read_text(encoding="utf-8") == "rm --all --yes\n"
+    assert (machine.home / "asked").read_text(encoding="utf-8") == "rm --yes owner/one:Q4_K_M owner/two:Q8_0\n"
 
 
 def test_uninstalling_twice_is_no_error(machine: StandInMachine, installed: Path) -> None:
@@ -96,4 +98,5 @@ def test_a_dry_run_of_it_removes_nothing(machine: StandInMachine, installed: Pat
     before = machine.files()
     result = machine.install("--uninstall", "--purge", "--dry-run")
     assert f"+ rm -rf {installed}/venv" in result.stdout
+    assert f"+ {installed}/venv/bin/ggufdeploy rm --yes owner/one:Q4_K_M owner/two:Q8_0" in result.stdout
     assert machine.files() == before
