@@ -23,12 +23,14 @@ from ggufdeploy.hardware.detect import Detection, free_disk_bytes
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.profiles.store import load_profiles
 from ggufdeploy.settings import Settings
-from ggufdeploy.units import GIB, format_bytes
+from ggufdeploy.units import GIB, format_bytes, format_duration
 
 Status = Literal["ok", "warning", "problem"]
 
 ENGINE_TIMEOUT_S = 60.0
 """The first start of a CUDA build compiles kernels for new GPUs, which takes many seconds."""
+
+DEMO_MODEL = "smollm2-135m"
 
 _SCARCE_RAM_BYTES = 2 * GIB
 _SCARCE_DISK_BYTES = 20 * GIB
@@ -182,3 +184,41 @@ def check_profiles(settings: Settings) -> Iterator[Finding]:
         return
     own = len(known.user_files)
     yield Finding("profiles", "ok", f"{len(known.names())} models known by name, {own} of them defined by you")
+
+
+def check_generation(settings: Settings, machine: Machine) -> Iterator[Finding]:
+    """Let the demo model, where it is here already, write a few words on this machine as `run` would."""
+    import asyncio
+
+    from ggufdeploy.deploy.oracle import plan_config
+    from ggufdeploy.deploy.planning import Wish, make
+    from ggufdeploy.deploy.running import answer, sampling_defaults
+    from ggufdeploy.deploy.sources import local_source
+    from ggufdeploy.hub.pypi import cached_pypi_model
+
+    try:
+        profile = load_profiles(settings).find(DEMO_MODEL)
+        path = cached_pypi_model(profile.pypi, settings) if profile.pypi else None
+        if path is None:
+            yield Finding("generation", "ok", f"not tried: the demo model is not here (ggufdeploy pull {DEMO_MODEL})")
+            return
+        plan = make(
+            local_source(path, DEMO_MODEL, profile), DEMO_MODEL, Wish(context_tokens=512, slots=1), machine
+        ).plan
+        started = time.monotonic()
+        sampling = sampling_defaults(profile.sampling)
+        done = asyncio.run(answer(plan_config(plan, path), "Count to five.", sampling, 16, _ignore, _ignore))
+    except GgufdeployError as error:
+        yield Finding(
+            "generation", "problem", f"{DEMO_MODEL} does not answer: {error.message}", error.hint or _REINSTALL
+        )
+        return
+    where = {"gpu": "on the GPU", "cpu": "on the CPU"}.get(plan.verdict, "on GPU and CPU")
+    seconds = format_duration(time.monotonic() - started)
+    yield Finding(
+        "generation", "ok", f"{DEMO_MODEL} wrote {done.completion_tokens} tokens {where}; {seconds} with loading"
+    )
+
+
+def _ignore(news: object) -> None:
+    """Show nothing of how it goes."""

@@ -73,6 +73,7 @@ def doctor(gpus: bool, save_machine: Path | None, out: Output) -> int:
 def diagnose() -> Diagnosis:
     """Run all checks; the slow ones (engine, network) side by side."""
     from ggufdeploy.cli import checks
+    from ggufdeploy.cli.engine_probe import Probe
     from ggufdeploy.hardware.detect import detect
 
     settings = read_settings()
@@ -85,11 +86,12 @@ def diagnose() -> Diagnosis:
             *checks.check_platform(),
             *checks.check_machine(detection),
             *checks.check_engine(probe, detection.machine),
+            *(checks.check_generation(settings, detection.machine) if isinstance(probe, Probe) else ()),
             *checks.check_disk(settings),
             *hub.result(),
             *checks.check_profiles(settings),
         ]
-    return Diagnosis(findings, detection.machine, None if isinstance(probe, checks.Finding) else probe)
+    return Diagnosis(findings, detection.machine, probe if isinstance(probe, Probe) else None)
 
 
 def _fields(diagnosis: Diagnosis) -> dict[str, object]:

@@ -14,7 +14,7 @@ from ggufdeploy.errors import EngineError
 from ggufdeploy.gguf.ghost import write_ghost
 from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.machine import Machine
-from ggufdeploy.planner.memory import DeviceUsage, Usage
+from ggufdeploy.planner.memory import DeviceUsage, Usage, output_bytes
 from ggufdeploy.planner.placement import Placement, on_cpu
 from ggufdeploy.planner.plan import Plan
 from ggufdeploy.planner.request import PlanRequest, kv_cells
@@ -58,7 +58,9 @@ class EngineMemory:
         # Host weights that the CPU backend repacks are missing from the host record: take the remainder.
         on_devices = sum(part.weights_bytes for part in devices)
         held = model.total_bytes + (model.output_bytes if model.tied_embeddings and on_devices else 0)
-        host = DeviceUsage(max(held - on_devices, 0), answer.host.kv_bytes, answer.host.compute_bytes)
+        # The rows of logits are not part of llama.cpp's own account.
+        compute = answer.host.compute_bytes + output_bytes(model, request)
+        host = DeviceUsage(max(held - on_devices, 0), answer.host.kv_bytes, compute)
         return Usage(devices, host, "engine")
 
 

@@ -35,7 +35,7 @@ class BoundedClient(httpx.Client):
     """
 
     def __init__(self) -> None:
-        super().__init__(follow_redirects=True, timeout=httpx.Timeout(**TIMEOUTS_S))
+        super().__init__(follow_redirects=True, timeout=None)  # send() sets the limits, also against "no limit"
 
     def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Send with limits. Raises Unreachable (connection, time, 408, 5xx, an expired link), RateLimited (429)."""

@@ -102,6 +102,11 @@ def compute_bytes(model: ModelInfo, request: PlanRequest, *, k: int = 3) -> int:
     return max(feed_forward, attention, output)
 
 
+def output_bytes(model: ModelInfo, request: PlanRequest) -> int:
+    """Return the host buffer for a row of logits per slot. Source: llama.cpp src/llama-context.cpp (output_reserve)."""
+    return 4 * model.n_vocab * request.slots
+
+
 def staging_bytes(model: ModelInfo, placement: Placement) -> int:
     """Return the extra compute buffer of a GPU when weights stay on the host.
 
@@ -147,6 +152,7 @@ class FormulaMemory:
             weights += model.output_bytes
         on_host = bool(placement.host_layers) or placement.output_device is None
         compute = compute_bytes(model, request, k=4) if on_host else 16 * MIB + 2 * request.n_ubatch * request.kv_cells
+        compute += output_bytes(model, request)
         return DeviceUsage(weights, self._kv(model, request, placement.host_layers), compute)
 
     def _kv(self, model: ModelInfo, request: PlanRequest, layers: range) -> int:

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: the one model served, under each of its names."""
+"""GET /v1/models and /v1/models/{id}: the one model served; an alias is found but not listed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def model_routes(state: ServerState) -> list[Route]:
     """Return both model routes. An id may contain slashes ("owner/repo")."""
 
     async def list_models(request: Request) -> Response:
-        return json_response({"object": "list", "data": [_model(state, name) for name in state.config.served]})
+        return json_response({"object": "list", "data": [_model(state, state.config.model_id)]})
 
     async def get_model(request: Request) -> Response:
         name = request.path_params["id"]

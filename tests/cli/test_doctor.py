@@ -13,6 +13,7 @@ from ggufdeploy.cli.engine_probe import Probe, ProbedDevice
 from ggufdeploy.hardware.catalog import find_gpu, list_gpus, simulate
 from ggufdeploy.hardware.detect import Detection
 from ggufdeploy.hardware.machine import Machine, load_machine
+from ggufdeploy.profiles.store import load_profiles
 from ggufdeploy.units import GIB
 from tests.standin_hub import StandinHub
 
@@ -216,3 +217,39 @@ def test_the_real_engine_answers_with_its_devices():
     assert isinstance(found, Probe)
     assert "CPU" in [device.name for device in found.devices]
     assert all(device.total_bytes > 0 for device in found.devices if device.kind == "cpu")
+
+
+def test_generation_is_not_tried_without_the_demo_model(settings):
+    (finding,) = checks.check_generation(settings, BARE)
+    assert finding.status == "ok"
+    assert "ggufdeploy pull smollm2-135m" in finding.detail
+
+
+@pytest.fixture
+def demo_here(settings):
+    """Put a damaged file of the right size where the demo model belongs."""
+    source = load_profiles(settings).find(checks.DEMO_MODEL).pypi
+    assert source is not None
+    path = settings.cache_dir / "pypi" / f"{source.package}-{source.version}" / source.file.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(source.n_bytes)
+    return path
+
+
+def test_a_demo_model_that_does_not_load_is_a_problem(settings, demo_here):
+    (finding,) = checks.check_generation(settings, BARE)
+    assert finding.status == "problem"
+    assert finding.detail.startswith("smollm2-135m does not answer: ")
+
+
+@pytest.mark.engine
+def test_the_demo_model_writes_on_this_machine(settings, demo_here, demo_model):
+    demo_here.unlink()
+    demo_here.symlink_to(demo_model)
+    machine = replace(BARE, ram_bandwidth_bytes_per_s=10**10)
+
+    (finding,) = checks.check_generation(settings, machine)
+
+    assert finding.status == "ok", finding
+    assert "on the CPU" in finding.detail

@@ -141,12 +141,15 @@ def test_a_client_that_disconnects_frees_its_slot_within_a_second(deployment, st
     connection = http.client.HTTPConnection(host)
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     if stream:
-        connection.getresponse().read(64)
+        response = connection.getresponse()
+        response.read(64)
     deadline = time.monotonic() + 20
     while running(deployment.url) != 1:
         assert time.monotonic() < deadline, "the request never ran"
         time.sleep(0.02)
-    connection.sock.close() if connection.sock else connection.close()
+    if stream:
+        response.close()
+    connection.close()
     left = time.monotonic()
     while running(deployment.url) != 0:
         assert time.monotonic() < left + 1.0, "the slot is still taken a second after the client left"

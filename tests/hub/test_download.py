@@ -1,0 +1,421 @@
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ggufdeploy import errors
+from ggufdeploy.hub.catalog import GgufFile, list_repository
+from ggufdeploy.hub.download import DownloadStopped, download_artifact
+from ggufdeploy.hub.layout import RepoCache
+from ggufdeploy.hub.session import HubClient
+from tests.hub.conftest import QUICK, REPO, WEIGHTS
+
+NAME = f"{REPO}/tiny.Q8_0.gguf"
+
+
+@pytest.fixture(autouse=True)
+def every_report(monkeypatch):
+    monkeypatch.setattr("ggufdeploy.hub.progress._INTERVAL_S", 0.0)
+
+
+@pytest.fixture
+def cache(client):
+    return RepoCache(client.settings.hf_cache_dir, REPO)
+
+
+@pytest.fixture
+def file(hub):
+    return GgufFile("tiny.Q8_0.gguf", len(WEIGHTS), hub.oid(NAME))
+
+
+@pytest.fixture
+def reports():
+    return []
+
+
+@pytest.fixture
+def download(client, reports):
+    """Download one quantization and return its paths; reports collects what it told."""
+
+    def download(quantization="Q8_0", by=client, **options):
+        catalogue = list_repository(REPO, None, by)
+        options.setdefault("on_progress", reports.append)
+        return download_artifact(by, REPO, catalogue.commit, catalogue.find(quantization), **options)
+
+    return download
+
+
+def cdn_ranges(hub):
+    return [request.range for request in hub.requests if request.server == "cdn"]
+
+
+def leftovers(cache):
+    return sorted(path.name.partition(".")[2] for path in cache.blobs.iterdir() if "." in path.name)
+
+
+def interrupted(download, at, error=KeyboardInterrupt):
+    """Run a download that ends when `at` bytes are there."""
+
+    def interrupt(report):
+        if report.phase == "downloading" and report.done_bytes >= at:
+            raise error
+
+    with pytest.raises(error):
+        download(on_progress=interrupt)
+
+
+def test_the_file_arrives_verified_and_linked(hub, download, cache, file, reports):
+    (path,) = download()
+    assert path == cache.snapshots / hub.commit(REPO) / "tiny.Q8_0.gguf"
+    assert path.read_bytes() == WEIGHTS
+    assert path.resolve() == cache.blobs / hashlib.sha256(WEIGHTS).hexdigest()
+    assert cache.read_ref("main") == hub.commit(REPO)
+    assert leftovers(cache) == []
+    assert (reports[-1].phase, reports[-1].done_bytes, reports[-1].total_bytes) == ("done", 3_000_000, 3_000_000)
+    counts = [report.done_bytes for report in reports]
+    assert counts == sorted(counts)
+
+
+def test_huggingface_hub_understands_the_cache(hub, download, client):
+    from huggingface_hub import hf_hub_download, scan_cache_dir
+
+    (path,) = download()
+    root = client.settings.hf_cache_dir
+    found = hf_hub_download(REPO, "tiny.Q8_0.gguf", cache_dir=root, local_files_only=True)
+    assert Path(found) == path
+    scan = scan_cache_dir(root)
+    assert scan.warnings == []
+    (repo,) = scan.repos
+    (revision,) = repo.revisions
+    assert (repo.repo_id, repo.size_on_disk) == (REPO, 3_000_000)
+    assert (revision.commit_hash, revision.refs) == (hub.commit(REPO), {"main"})
+    assert [entry.file_path for entry in revision.files] == [path]
+
+
+def test_what_huggingface_hub_downloaded_is_adopted_and_hashed_once(hub, download, client, reports):
+    from huggingface_hub import HfApi
+
+    HfApi(hub.url, token=False).hf_hub_download(REPO, "tiny.Q8_0.gguf", cache_dir=client.settings.hf_cache_dir)
+    hub.requests.clear()
+    download()
+    assert cdn_ranges(hub) == []
+    assert "checking" in [report.phase for report in reports]
+    reports.clear()
+    download()
+    assert [report.phase for report in reports] == ["done"]
+
+
+def test_a_blob_that_another_program_damaged_is_fetched_again(hub, download, cache, file):
+    cache.blobs.mkdir(parents=True)
+    cache.blob(file).write_bytes(b"\0" + WEIGHTS[1:])
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    assert leftovers(cache) == []
+
+
+def test_a_file_changed_after_its_verification_is_noticed(hub, download, cache, file):
+    (path,) = download()
+    with path.open("r+b") as stream:
+        stream.write(b"oops")
+    os.utime(path, ns=(0, 0))
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_a_complete_artifact_needs_no_network(hub, download, client):
+    download("F16")
+    catalogue = list_repository(REPO, None, client)
+    offline = HubClient(dataclasses.replace(client.settings, offline=True))
+    hub.requests.clear()
+    paths = download_artifact(offline, REPO, catalogue.commit, catalogue.find("F16"), on_progress=lambda _: None)
+    assert [path.stat().st_size for path in paths] == [1_000_000, 2_000_000]
+    assert hub.requests == []
+
+
+def test_a_cut_connection_is_continued_where_it_ended(hub, download, reports):
+    hub.fault("cut", "*.gguf", at=2_500_000)
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    first, second = cdn_ranges(hub)
+    assert first is None
+    offset = int(second.removeprefix("bytes=").removesuffix("-2999999"))
+    assert 2_000_000 < offset <= 2_500_000
+    assert "trying again" in next(report.detail for report in reports if report.phase == "retrying")
+
+
+@pytest.mark.parametrize("at", [1, 1_400_000, 2_999_999])
+def test_an_interrupted_download_is_continued_by_the_next_call(hub, download, cache, file, reports, at):
+    interrupted(download, at)
+    kept = cache.partial(file).stat().st_size
+    assert at <= kept <= 3_000_000
+    assert kept < 3_000_000 or at == 2_999_999
+    hub.requests.clear()
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == ([f"bytes={kept}-2999999"] if kept < 3_000_000 else [])
+    assert (reports[0].phase, leftovers(cache)) == ("checking", [])
+
+
+KILLED = """
+import os, signal, sys
+from ggufdeploy.hub.catalog import list_repository
+from ggufdeploy.hub.download import download_artifact
+from ggufdeploy.hub.session import HubClient
+from ggufdeploy.settings import Settings
+
+def die(report):
+    if report.done_bytes > 1_000_000:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+client = HubClient(Settings.from_environment(os.environ))
+catalogue = list_repository(sys.argv[1], None, client)
+download_artifact(client, catalogue.repo, catalogue.commit, catalogue.find("Q8_0"), on_progress=die)
+"""
+
+
+def test_a_killed_process_leaves_a_partial_that_the_next_one_continues(hub, download, cache, file):
+    environment = {**os.environ, "HF_ENDPOINT": hub.url}
+    hub.fault("slow", "*.gguf", seconds=0.02)
+    ended = subprocess.run([sys.executable, "-c", KILLED, REPO], env=environment, timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    kept = cache.partial(file).stat().st_size
+    assert 1_000_000 < kept < 3_000_000
+    assert json.loads(cache.note(file).read_text())["path"] == "tiny.Q8_0.gguf"
+    hub.requests.clear()
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == [f"bytes={kept}-2999999"]
+
+
+@pytest.mark.parametrize("kind", ["status", "expired", "wrong_range", "gzip", "wrong_etag", "ignore_range"])
+def test_one_failure_of_every_kind_after_a_resume_is_survived(hub, download, kind):
+    interrupted(download, 1_500_000)
+    hub.fault(kind, "*.gguf")
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_an_expired_link_is_resolved_again(hub, download):
+    hub.fault("expired", "*.gguf", times=2)
+    hub.requests.clear()
+    download()
+    assert [r.server for r in hub.requests if "api" not in r.path] == ["hub", "cdn"] * 3
+
+
+def test_a_server_that_ignores_the_range_makes_it_start_again(hub, download, reports):
+    interrupted(download, 1_500_000)
+    hub.fault("ignore_range", "*.gguf")
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    assert reports[0].file_done_bytes > 1_000_000
+    assert next(report.file_done_bytes for report in reports if report.phase == "downloading") == 0
+
+
+def test_giving_up_says_how_far_it_came_and_keeps_it(hub, download, cache, file):
+    interrupted(download, 2_000_000)
+    hub.fault("status", "*.gguf", status=503, times=None)
+    with pytest.raises(errors.Unreachable) as caught:
+        download()
+    assert "gave up at 2.0 MB of 3.0 MB after 4 failures" in caught.value.message
+    assert "answers 503" in caught.value.message
+    assert 2_000_000 <= cache.partial(file).stat().st_size < 2_200_000
+    assert "goes on from there" in caught.value.hint
+
+
+def test_failures_in_a_row_count_only_without_progress(hub, download):
+    for _ in range(QUICK.tries - 1):
+        hub.fault("status", "*.gguf")
+    hub.fault("cut", "*.gguf", at=1_200_000)
+    for _ in range(QUICK.tries - 2):
+        hub.fault("status", "*.gguf")
+    assert download()[0].read_bytes() == WEIGHTS
+
+
+def test_a_stalled_connection_is_left_and_continued(hub, download, monkeypatch):
+    from ggufdeploy.hub import http as hub_http
+
+    monkeypatch.setitem(hub_http.TIMEOUTS_S, "read", 0.2)
+    hub.fault("stall", "*.gguf", at=1_000_000)
+    assert download()[0].read_bytes() == WEIGHTS
+
+
+def test_one_wrong_byte_leads_to_a_second_full_try(hub, download, cache, reports):
+    hub.fault("corrupt", "*.gguf", at=1_234_567)
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == [None, None]
+    assert leftovers(cache) == []
+
+
+def test_wrong_bytes_twice_are_an_error_and_nothing_is_linked(hub, download, cache, client):
+    hub.fault("corrupt", "*.gguf", at=1_234_567, times=None)
+    with pytest.raises(errors.ChecksumMismatch) as caught:
+        download()
+    assert caught.value.expected == hashlib.sha256(WEIGHTS).hexdigest()
+    assert cdn_ranges(hub) == [None, None]
+    assert not cache.snapshots.exists()
+    assert leftovers(cache) == ["ggufdeploy-damaged", "ggufdeploy-partial.json"]
+
+
+def test_a_poisoned_partial_is_caught_by_the_checksum(hub, download, cache, file):
+    cache.blobs.mkdir(parents=True)
+    cache.partial(file).write_bytes(b"poison" * 100_000)
+    (path,) = download()
+    assert path.read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == ["bytes=600000-2999999", None]
+
+
+def test_a_partial_longer_than_the_file_is_started_again(hub, download, cache, file):
+    cache.blobs.mkdir(parents=True)
+    cache.partial(file).write_bytes(bytes(4_000_000))
+    assert download()[0].read_bytes() == WEIGHTS
+
+
+def test_a_link_in_place_of_the_partial_is_not_followed(hub, download, cache, file, tmp_path):
+    cache.blobs.mkdir(parents=True)
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    cache.partial(file).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic"):
+        download()
+    assert victim.read_bytes() == b"precious"
+
+
+def disk_with(monkeypatch, free):
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr("ggufdeploy.hub.download.shutil.disk_usage", lambda path: usage)
+
+
+def test_too_small_a_disk_is_refused_before_the_first_byte_of_any_shard(hub, download, monkeypatch):
+    disk_with(monkeypatch, 2_500_000)
+    with pytest.raises(errors.NoDiskSpace, match=r"2\.5 MB free; 3\.1 MB are needed") as caught:
+        download("F16")
+    assert (caught.value.needed_bytes, caught.value.free_bytes) == (3_150_000, 2_500_000)
+    assert "HF_HUB_CACHE" in caught.value.hint
+    assert cdn_ranges(hub) == []
+
+
+def test_what_is_there_already_counts_against_the_space_needed(hub, download, monkeypatch):
+    interrupted(download, 2_000_000)
+    disk_with(monkeypatch, 1_050_000)
+    assert download()[0].read_bytes() == WEIGHTS
+
+
+def test_a_disk_that_fills_keeps_the_partial_and_says_so(hub, download, cache, file):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_700_000, hard))
+    try:
+        with pytest.raises(errors.NoDiskSpace) as caught:
+            download()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.needed_bytes == 1_300_000
+    assert cache.partial(file).stat().st_size == 1_700_000
+    hub.requests.clear()
+    assert download()[0].read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == ["bytes=1700000-2999999"]
+
+
+def test_stop_ends_it_and_keeps_what_came(hub, download, cache, file, reports):
+    with pytest.raises(DownloadStopped, match="stopped at"):
+        download(stop=lambda: any(report.done_bytes > 1_000_000 for report in reports))
+    assert 1_000_000 < cache.partial(file).stat().st_size < 3_000_000
+
+
+def test_a_set_of_shards_is_linked_only_when_all_are_there(hub, download, cache):
+    broken = hub.fault("status", "*-00002-of-00002.gguf", times=None)
+    with pytest.raises(errors.Unreachable):
+        download("F16")
+    assert not cache.snapshots.exists()
+    broken.times = 0
+    hub.requests.clear()
+    assert [path.name for path in download("F16")] == [f"tiny.F16-0000{i}-of-00002.gguf" for i in (1, 2)]
+    assert all("00002-of" in r.path for r in hub.requests if r.server == "cdn")
+
+
+def test_a_second_process_waits_says_for_whom_and_downloads_nothing(hub, download, client, reports):
+    halfway, go_on = threading.Event(), threading.Event()
+
+    def first(report):
+        if report.done_bytes > 1_000_000:
+            halfway.set()
+            go_on.wait(30)
+
+    def second(report):
+        reports.append(report)
+        if report.phase == "waiting":
+            go_on.set()
+
+    thread = threading.Thread(target=download, kwargs={"on_progress": first})
+    thread.start()
+    assert halfway.wait(30)
+    (path,) = download(on_progress=second)
+    thread.join()
+    assert path.read_bytes() == WEIGHTS
+    assert len(cdn_ranges(hub)) == 1
+    waiting = [report.detail for report in reports if report.phase == "waiting"]
+    assert f"process {os.getpid()} on " in waiting[0]
+
+
+def test_waiting_for_another_process_can_be_stopped(hub, download, cache, file):
+    from filelock import FileLock
+
+    cache.lock(file).parent.mkdir(parents=True)
+    with FileLock(cache.lock(file)):
+        seen = []
+        with pytest.raises(DownloadStopped):
+            download(on_progress=seen.append, stop=lambda: bool(seen))
+    assert "another program" in seen[0].detail
+
+
+def test_a_gated_file_is_refused_at_once(hub, download):
+    hub.gated.add(REPO)
+    with pytest.raises(errors.AccessDenied):
+        download()
+    assert len([request for request in hub.requests if "resolve" in request.path]) == 1
+
+
+def test_a_file_outside_lfs_is_verified_by_gits_checksum(hub, client, cache, monkeypatch):
+    monkeypatch.setattr("tests.standin_hub.StandinHub.is_lfs", staticmethod(lambda path: False))
+    catalogue = list_repository(REPO, None, client)
+    artifact = catalogue.find("Q8_0")
+    assert (artifact.files[0].sha256, len(artifact.files[0].git_oid)) == (None, 40)
+    (path,) = download_artifact(client, REPO, catalogue.commit, artifact, on_progress=lambda _: None)
+    assert path.resolve().name == artifact.files[0].git_oid
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_a_marker_that_denies_the_file_is_removed(hub, download, cache):
+    from huggingface_hub import try_to_load_from_cache
+
+    marker = cache.folder / ".no_exist" / hub.commit(REPO) / "tiny.Q8_0.gguf"
+    marker.parent.mkdir(parents=True)
+    marker.touch()
+    (path,) = download()
+    assert try_to_load_from_cache(REPO, "tiny.Q8_0.gguf", cache_dir=cache.root) == str(path)
+
+
+def test_a_tag_is_recorded_under_its_own_name_only(hub, client, cache, monkeypatch):
+    commit = hub.commit(REPO)
+    resolve = hub.resolve_commit
+    monkeypatch.setattr(hub, "resolve_commit", lambda repo, name: commit if name == "v1" else resolve(repo, name))
+    catalogue = list_repository(REPO, "v1", client)
+    download_artifact(client, REPO, catalogue.commit, catalogue.find("Q8_0"), on_progress=lambda _: None)
+    assert (cache.read_ref("v1"), cache.read_ref("main")) == (commit, None)
+
+
+def test_a_hostile_path_or_commit_never_becomes_a_place_on_disk(cache):
+    for commit, path in (("0" * 40, "../x.gguf"), ("0" * 40, "/x.gguf"), ("main", "x.gguf"), ("../" * 13 + "x", "x")):
+        with pytest.raises(ValueError, match="not a path in a snapshot"):
+            cache.entry(commit, path)
+    with pytest.raises(errors.NotFound, match="no checksum"):
+        cache.blob(GgufFile("x.gguf", 1, "../../etc/passwd"))
