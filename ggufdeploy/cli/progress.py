@@ -105,12 +105,12 @@ class _Bars:
         if report.detail:
             self._shown.console.print(printable(report.detail), markup=False, highlight=False)
         with self._lock:
+            if self._total is None and report.total_bytes > report.file_total_bytes:
+                self._total = self._shown.add_task("all files", total=report.total_bytes)
             task = self._tasks.get(report.file)
             if task is None:
                 name = printable(report.file.rpartition("/")[2])
                 task = self._tasks[report.file] = self._shown.add_task(name, total=report.file_total_bytes)
-            if self._total is None and report.total_bytes > report.file_total_bytes:
-                self._total = self._shown.add_task("all files", total=report.total_bytes)
         self._shown.update(task, completed=report.file_done_bytes)
         if self._total is not None:
             self._shown.update(self._total, completed=report.done_bytes)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -134,6 +138,29 @@ def test_a_reader_that_left_early_is_no_error(fail):
     done = fail(BrokenPipeError(32, "Broken pipe"))
 
     assert (done.code, done.err) == (1, "")
+
+
+def test_a_closed_pipe_ends_a_real_process_quietly():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "ggufdeploy", "profiles", "list", "--json"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_ctrl_c_ends_a_real_process_with_130():
+    program = (
+        "import os, signal, sys; from ggufdeploy.cli import entry; from ggufdeploy.cli.app import app;"
+        "app.get_command = lambda ctx, name: os.kill(os.getpid(), signal.SIGINT); sys.argv[1:] = ['doctor']; entry()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "error: interrupted")
 
 
 def test_an_exit_code_of_a_command_is_returned(run, monkeypatch):
