@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,7 @@ def check_hub(settings: Settings, timeout_s: float = 5.0) -> Iterator[Finding]:
     import urllib.error
     import urllib.request
 
+    shown = re.sub(r"(?<=://)[^/]*@", "", settings.hf_endpoint)  # a mirror's credentials
     token = "with a token" if settings.hf_token else "without a token"
     if settings.offline:
         yield Finding("hub", "warning", "offline mode is on (HF_HUB_OFFLINE)", "unset HF_HUB_OFFLINE to download")
@@ -162,14 +164,14 @@ def check_hub(settings: Settings, timeout_s: float = 5.0) -> Iterator[Finding]:
     try:
         urllib.request.urlopen(f"{settings.hf_endpoint}/api/models?limit=1", timeout=timeout_s).close()
     except urllib.error.HTTPError as error:
-        detail = f"{settings.hf_endpoint} answers {error.code} {error.reason}"
+        detail = f"{shown} answers {error.code} {error.reason}"
         yield Finding("hub", "warning", detail, "try again later, or set HF_ENDPOINT to a mirror")
         return
     except (OSError, http.client.HTTPException, ValueError) as error:
-        detail = f"{settings.hf_endpoint} cannot be reached: {getattr(error, 'reason', None) or error}"
+        detail = f"{shown} cannot be reached: {getattr(error, 'reason', None) or error}"
         yield Finding("hub", "warning", detail, "check the network and HTTPS_PROXY; downloaded models work without it")
         return
-    yield Finding("hub", "ok", f"{settings.hf_endpoint} answers in {time.monotonic() - started:.1f} s, {token}")
+    yield Finding("hub", "ok", f"{shown} answers in {time.monotonic() - started:.1f} s, {token}")
 
 
 def check_profiles(settings: Settings) -> Iterator[Finding]:

@@ -155,6 +155,12 @@ def test_an_unreachable_hub_is_a_warning(endpoint, settings):
     assert "cannot be reached" in finding.detail
 
 
+def test_credentials_in_a_mirrors_address_are_not_shown(settings):
+    (finding,) = checks.check_hub(replace(settings, hf_endpoint="http://me:secret@127.0.0.1:1"))
+    assert "http://127.0.0.1:1 cannot be reached" in finding.detail
+    assert "secret@" not in finding.detail
+
+
 def test_offline_mode_is_said_and_nothing_is_asked(hub, settings):
     (finding,) = checks.check_hub(replace(settings, hf_endpoint=hub.url, offline=True))
     assert "HF_HUB_OFFLINE" in finding.detail
