@@ -15,6 +15,7 @@ _KNOWN = frozenset(
         "GGUFDEPLOY_API_KEY",
         "GGUFDEPLOY_CACHE_DIR",
         "GGUFDEPLOY_CONFIG_DIR",
+        "GGUFDEPLOY_PREFIX",  # read by install.sh alone
         "GGUFDEPLOY_STATE_DIR",
     }
 )

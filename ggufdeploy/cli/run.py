@@ -72,15 +72,11 @@ def run(
     **wish: object,
 ) -> int:
     """Plan MODEL for this machine, fetch what the plan needs, load it, and serve it as an OpenAI-compatible API."""
-    from ggufdeploy.deploy.running import ServeOptions, engine_config
-    from ggufdeploy.server.run import bind
+    from ggufdeploy.deploy.running import ServeOptions, engine_config, listen
 
     settings = read_settings()
     options = ServeOptions(host, port, _api_key(api_key_file, settings), ready_file)
-    serving = prompt is None and not dry_run
-    if serving:
-        _check(options)
-    sock = bind(host, port) if serving else None
+    sock = listen(options) if prompt is None and not dry_run else None
     try:
         planned = _plan(model, wish, revision, out, settings, dry_run)
         if dry_run:
@@ -207,9 +203,3 @@ def _loading(out: Output) -> Callable[[float], None]:
             out.detail(f"loading: {quarter * 25} %")
 
     return on_progress
-
-
-def _check(options: ServeOptions) -> None:
-    from ggufdeploy.server.auth import check_bind_address
-
-    check_bind_address(options.host, options.api_key)

@@ -32,7 +32,8 @@ from ggufdeploy.errors import EngineError
 from ggufdeploy.planner.plan import Plan, plan_to_json
 from ggufdeploy.profiles.profile import SamplingDefaults
 from ggufdeploy.server.app import build_app
-from ggufdeploy.server.run import Server
+from ggufdeploy.server.auth import check_bind_address
+from ggufdeploy.server.run import Server, bind
 from ggufdeploy.server.state import ServerConfig
 from ggufdeploy.units import format_bytes
 
@@ -42,13 +43,25 @@ DRAIN_S = 10.0
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """host and port: as bound. ready_file: written once /health answers 200, as {"url", "pid", "model"}."""
+    """How to serve. port 0: any free one. api_key: asked of clients, None for none.
+
+    ready_file: written once /health answers 200, as {"url", "pid", "model"}.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     api_key: str | None = None
     ready_file: Path | None = None
     drain_s: float = DRAIN_S
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """Return a listening socket, so that a busy port or a missing key is said before anything slow.
+
+    Raises BadValue for an address beyond this machine without a key, PortBusy.
+    """
+    check_bind_address(options.host, options.api_key)
+    return bind(options.host, options.port)
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ async def serve(
 ) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit code: 0, or 130 after Ctrl-C.
 
-    sock: from `bind`, taken before anything slow. /health answers 503 from the first moment on. The first signal lets
+    sock: from `listen`, taken before anything slow. /health answers 503 from the first moment on. The first signal lets
     running requests finish for `drain_s` seconds, a second one stops at once. Raises LoadFailed, EngineCrashed.
     """
     started = time.monotonic()

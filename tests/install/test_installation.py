@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -22,6 +23,7 @@ from tests.install.machine import CHECKOUT, StandInMachine
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
+REQUIREMENTS = ("diskcache", "jinja2", "numpy", "typing-extensions")  # of llama-cpp-python 0.3.36
 CRASHING_MODULE = "import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n"
 
 
@@ -72,10 +74,12 @@ def test_an_installation_works_repeats_quickly_repairs_itself_and_leaves_nothing
 
     venv = machine.home / ".local/share/ggufdeploy/venv"
     next(venv.glob("lib/python*/site-packages/ggufdeploy/__init__.py")).unlink()
+    shutil.rmtree(next(venv.glob("lib/python*/site-packages/starlette-*.dist-info")))
     (machine.home / ".local/bin/ggufdeploy").unlink()
     third = machine.install("--backend", "cpu")
     assert third.returncode == 0, third.stdout + third.stderr
     assert "ggufdeploy" in command_output(machine, "--version")
+    assert list(venv.glob("lib/python*/site-packages/starlette-*.dist-info"))
 
     assert machine.install("--uninstall").returncode == 0
     assert [path for path in machine.files() if ".cache" not in path.parts] == []
@@ -90,9 +94,9 @@ def crashing_index(tmp_path: Path) -> Iterator[str]:
     name = f"llama_cpp_python-{version}"
     with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
         archive.writestr("llama_cpp/__init__.py", CRASHING_MODULE)
-        archive.writestr(
-            f"{name}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: {version}\n"
-        )
+        metadata = f"Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: {version}\n"
+        metadata += "".join(f"Requires-Dist: {package}\n" for package in REQUIREMENTS)
+        archive.writestr(f"{name}.dist-info/METADATA", metadata)
         archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{name}.dist-info/RECORD", "")
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "tools"))
