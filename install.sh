@@ -253,7 +253,8 @@ forget_engine() {
 install_app() {
     local stamp pip=("$VENV/bin/python" -m pip)
     stamp=$(checkout_stamp)
-    if [[ "$(manifest_get app-stamp)" == "$stamp" ]] && "$VENV/bin/ggufdeploy" --version >/dev/null 2>&1; then
+    if [[ "$(manifest_get app-stamp)" == "$stamp" ]] && "$VENV/bin/ggufdeploy" --version >/dev/null 2>&1 &&
+        "${pip[@]}" check >/dev/null 2>&1; then
         say "ggufdeploy: this checkout is installed already"
         return
     fi
