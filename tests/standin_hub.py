@@ -41,6 +41,7 @@ FaultKind = Literal[
     "ignore_range",  # answer 200 and the whole file whatever range was asked for
     "wrong_range",  # send the bytes asked for under a Content-Range that starts one byte later
     "expired",  # the CDN answers 403, as for a signed URL that is too old
+    "oversize",  # send 1,000 bytes more than the file or range has
     "gzip",  # claim Content-Encoding: gzip
     "wrong_etag",  # the redirect names another sha256
 ]

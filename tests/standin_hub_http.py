@@ -139,11 +139,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start + shift}-{end - 1 + shift}/{size}")
         if self.hub.take_fault(name, "gzip"):
             self.send_header("Content-Encoding", "gzip")
-        for key, text in {**headers, "Accept-Ranges": "bytes", "Content-Length": str(end - start)}.items():
+        extra = bytes(1000 if self.hub.take_fault(name, "oversize") else 0)
+        length = str(end - start + len(extra))
+        for key, text in {**headers, "Accept-Ranges": "bytes", "Content-Length": length}.items():
             self.send_header(key, text)
         self.end_headers()
         if self.command != "HEAD":
             self._send_body(name, path, start, end)
+            self.wfile.write(extra)
 
     def _send_body(self, name: str, path: Path, start: int, end: int) -> None:
         fault = self.hub.take_fault(name, "cut", "stall", "slow")

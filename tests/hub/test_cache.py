@@ -65,6 +65,16 @@ def test_the_commit_that_main_names_goes_before_newer_snapshots(hub, pull, setti
     assert sorted(model.n_bytes for model in list_cached(settings)) == [len(b"new weights"), 3_000_000]
 
 
+def test_without_a_ref_the_newest_snapshot_counts(hub, pull, settings):
+    cache = RepoCache(settings.hf_cache_dir, REPO)
+    for age_s, content in ((10, b"newest"), (30, b"oldest one"), (20, b"between")):
+        (hub.root / REPO / "tiny.Q8_0.gguf").write_bytes(content)
+        pull("Q8_0")
+        os.utime(cache.snapshots / hub.commit(REPO), (0, 1_000_000 - age_s))
+    (cache.folder / "refs" / "main").unlink()
+    assert [model.n_bytes for model in find_cached(REPO, settings)] == [len(b"newest")]
+
+
 def test_the_same_file_under_two_commits_is_listed_once(hub, pull, settings):
     pull("Q8_0")
     (hub.root / REPO / "README.md").write_text("edited")

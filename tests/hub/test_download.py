@@ -219,6 +219,13 @@ def test_a_server_that_ignores_the_range_makes_it_start_again(hub, download, rep
     assert path.read_bytes() == WEIGHTS
     assert reports[0].file_done_bytes > 1_000_000
     assert next(report.file_done_bytes for report in reports if report.phase == "downloading") == 0
+    assert len(cdn_ranges(hub)) == 2
+
+
+def test_a_body_longer_than_the_file_is_cut_to_its_size(hub, download):
+    hub.fault("oversize", "*.gguf")
+    assert download()[0].read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == [None]
 
 
 def test_giving_up_says_how_far_it_came_and_keeps_it(hub, download, cache, file):
@@ -237,7 +244,7 @@ def test_failures_in_a_row_count_only_without_progress(hub, download, client):
     hub.fault("cut", "*.gguf", at=400_000, times=2)
     with pytest.raises(errors.Unreachable, match="after 2 failures"):
         download()
-    hub.fault("cut", "*.gguf", at=1_100_000, times=2)
+    hub.fault("cut", "*.gguf", at=1_050_000, times=2)
     assert download()[0].read_bytes() == WEIGHTS
 
 
