@@ -193,6 +193,7 @@ install_for_development() {
     if [[ -z "$REQUESTED_BACKEND" ]]; then REQUESTED_BACKEND=cpu; fi
     FROM_SOURCE=1
     begin
+    [[ "$BACKEND" != cpu ]] || BACKEND_WHY="the tests need no GPU"
     make_venv
     install_engine
     install_checkout
@@ -207,7 +208,6 @@ begin() {
     detect_gpu
     choose_backend "$REQUESTED_BACKEND"
     say "python: $PYTHON_VERSION, $(command -v "$PYTHON")"
-    say "backend: $BACKEND ($BACKEND_WHY)"
     TMP="${TMPDIR:-/tmp}/ggufdeploy-install"
     ((DRY_RUN)) || TMP=$(mktemp -d "$TMP.XXXXXX")
 }
@@ -234,6 +234,7 @@ print(sys.version_info >= (3, 10), bool(whole), sys.implementation.cache_tag, *s
 }
 
 make_venv() {
+    say "backend: $BACKEND ($BACKEND_WHY)"
     if "$VENV/bin/python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
         say "environment: $VENV"
     else

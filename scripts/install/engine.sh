@@ -116,7 +116,7 @@ build_wheel() {
     say "engine: building llama-cpp-python $ENGINE_VERSION for $BACKEND with $jobs jobs; on two cores this takes about six minutes"
     run_quietly "building" env "${environment[@]}" "$VENV/bin/python" -m pip wheel --verbose --no-deps \
         --no-binary llama-cpp-python --no-cache-dir --wheel-dir "$built" "llama-cpp-python==$ENGINE_VERSION" ||
-        { tail -n 30 "$LOG" >&2; die "the build failed" "./install.sh --backend cpu, or mend what is printed above"; }
+        log_and_die "the build failed" "mend what is printed above, or ./install.sh --backend cpu"
     if ((DRY_RUN)); then return; fi
     wheel=$(one_wheel "$built")
     mkdir -p "$folder"
