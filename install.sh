@@ -14,7 +14,8 @@ what to do (default: install)
   --dev             set up .venv in this checkout for development
   --test            --dev, then run every check and test
   --uninstall       remove what was installed; models stay
-  --purge           with --uninstall: caches, learned speeds, and every GGUF model in the Hugging Face cache too
+  --purge           with --uninstall: caches and learned speeds too; models in the Hugging Face cache, which other
+                    programs share, stay (remove them before: ggufdeploy list, ggufdeploy rm MODEL)
 
 options
   --backend NAME    auto, cpu, cuda, metal, vulkan or rocm (default: auto, what this machine has)

@@ -47,7 +47,6 @@ uninstall() {
         return
     fi
     local path folders
-    if ((PURGE)); then purge_models; fi
     while read -r path; do remove_link "$path"; done < <(manifest_get made-link)
     while read -r path; do remove_tree "$path"; done < <(manifest_get made-tree)
     folders=$(manifest_get made-folder | sort -r)
@@ -76,19 +75,10 @@ remove_empty_folder() {
     elif [[ -z "$(ls -A "$1")" ]]; then rmdir "$1"; fi
 }
 
-# The models lie in the cache that all Hugging Face tools share; ggufdeploy knows which files are GGUF models.
-purge_models() {
-    local place="${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}" line names=()
-    while read -r line; do names+=("$line"); done < <("$VENV/bin/ggufdeploy" list --quiet || warn "the models in $place stay")
-    if ((${#names[@]} > 0)); then
-        run "$VENV/bin/ggufdeploy" rm --yes "${names[@]}" || warn "not all models in $place could be removed"
-    fi
-}
-
 purge_caches() {
     local path
     for path in "$CACHE" "$STATE"; do
         if [[ -n "$path" && -d "$path" ]]; then run rm -rf "$path"; fi
     done
-    say "kept: your own profiles and settings, if you have any"
+    say "kept: your own profiles and settings, and the models in ${HF_HUB_CACHE:-${HF_HOME:-$HOME/.cache/huggingface}/hub}, which other programs share"
 }

@@ -78,13 +78,18 @@ def test_a_damaged_manifest_removes_nothing_else(machine: StandInMachine, instal
     assert "it stays" in result.stderr
 
 
-def test_purge_takes_caches_and_models_too(machine: StandInMachine, installed: Path) -> None:
+def test_purge_takes_caches_but_not_the_models_other_programs_share(machine: StandInMachine, installed: Path) -> None:
     state = machine.home / ".local/state/ggufdeploy"
     state.mkdir(parents=True)
-    assert machine.install("--uninstall", "--purge").returncode == 0
+    model = machine.home / ".cache/huggingface/hub/models--owner--one/blobs/abc"
+    model.parent.mkdir(parents=True)
+    model.touch()
+    result = machine.install("--uninstall", "--purge")
+    assert result.returncode == 0
     assert not (machine.home / ".cache/ggufdeploy").exists()
     assert not state.exists()
-    assert (machine.home / "asked").read_text(encoding="utf-8") == "rm --yes owner/one:Q4_K_M owner/two:Q8_0\n"
+    assert model.exists()
+    assert "which other programs share" in result.stdout
 
 
 def test_uninstalling_twice_is_no_error(machine: StandInMachine, installed: Path) -> None:
@@ -98,5 +103,5 @@ def test_a_dry_run_of_it_removes_nothing(machine: StandInMachine, installed: Pat
     before = machine.files()
     result = machine.install("--uninstall", "--purge", "--dry-run")
     assert f"+ rm -rf {installed}/venv" in result.stdout
-    assert f"+ {installed}/venv/bin/ggufdeploy rm --yes owner/one:Q4_K_M owner/two:Q8_0" in result.stdout
+    assert f"+ rm -rf {machine.home}/.cache/ggufdeploy" in result.stdout
     assert machine.files() == before
