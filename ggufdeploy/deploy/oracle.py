@@ -10,7 +10,7 @@ from pathlib import Path
 from ggufdeploy.deploy.sources import Headers
 from ggufdeploy.engine.dryrun import DryRun, DryRunAnswer
 from ggufdeploy.engine.request import EngineConfig, TensorOverride
-from ggufdeploy.errors import EngineError
+from ggufdeploy.errors import EngineError, NoDryRun
 from ggufdeploy.gguf.ghost import write_ghost
 from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.machine import Machine
@@ -22,13 +22,20 @@ from ggufdeploy.planner.request import PlanRequest, kv_cells
 
 @contextmanager
 def model_file(headers: Headers) -> Iterator[Path]:
-    """Yield a path llama.cpp can open: the real file, or a ghost of it for as long as the block runs."""
+    """Yield a path llama.cpp can open: the real file, or a ghost of it for as long as the block runs.
+
+    Raises NoDryRun when the file system refuses the ghost.
+    """
     if headers.path is not None:
         yield headers.path
         return
     with tempfile.TemporaryDirectory(prefix="ggufdeploy-ghost-") as folder:
         shards = [(shard.name, shard.raw, shard.n_bytes) for shard in headers.shards]
-        yield write_ghost(shards, Path(folder))
+        try:
+            path = write_ghost(shards, Path(folder))
+        except OSError as error:  # a file system without files of that size
+            raise NoDryRun(f"no file of the model's size can be made in {folder}: {error.strerror}") from error
+        yield path
 
 
 class EngineMemory:
@@ -67,11 +74,12 @@ class EngineMemory:
 def _match(answer: DryRunAnswer, placement: Placement, machine: Machine) -> tuple[DeviceUsage, ...]:
     """Line the engine's devices up with the machine's; a device the engine does not use counts zero."""
     found = {part.name: DeviceUsage(part.weights_bytes, part.kv_bytes, part.compute_bytes) for part in answer.devices}
-    unknown = set(found) - {device.name for device in machine.devices}
-    if unknown or (placement.n_gpu_layers and not found):
+    planned = [device.name for device in machine.devices]
+    if placement.n_gpu_layers and set(found) != set(planned):
         raise EngineError(
-            f"llama.cpp sees {', '.join(found) or 'no GPU'}, the plan {', '.join(d.name for d in machine.devices)}",
-            hint="check the build: ggufdeploy doctor",
+            f"llama.cpp sees {', '.join(found) or 'no GPU'}, and the driver {', '.join(planned)}: this build of "
+            "llama-cpp-python cannot use the GPUs as planned",
+            hint="see why: ggufdeploy doctor\nrun on the CPU: put CUDA_VISIBLE_DEVICES= before the command",
         )
     nothing = DeviceUsage(0, 0, 0)
     return tuple(found.get(device.name, nothing) for device in machine.devices)

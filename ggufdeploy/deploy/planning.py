@@ -10,22 +10,23 @@ from typing import get_args
 from ggufdeploy.deploy.oracle import EngineMemory, model_file
 from ggufdeploy.deploy.sources import Headers, OnProgress, Source, local_source
 from ggufdeploy.engine.dryrun import DryRun
-from ggufdeploy.errors import BadValue, DoesNotFit, NoDryRun, NotFound, nearest
+from ggufdeploy.engine.parameters import MAX_SLOTS
+from ggufdeploy.errors import BadValue, NoDryRun, NotFound, nearest
 from ggufdeploy.gguf.model import ModelInfo, model_info
 from ggufdeploy.hardware.catalog import list_gpus
 from ggufdeploy.hardware.cpu import measure_ram_bandwidth_bytes_per_s
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.hub.catalog import Artifact
 from ggufdeploy.hub.quantization import canonical_quantization
-from ggufdeploy.planner.advice import Advice, avoid_offload
-from ggufdeploy.planner.assemble import make_plan, shortfall
-from ggufdeploy.planner.memory import FormulaMemory, MemoryModel
+from ggufdeploy.planner.advice import Advice, Invocation, avoid_offload
+from ggufdeploy.planner.assemble import make_plan
+from ggufdeploy.planner.memory import FormulaMemory, kv_type_misfit
 from ggufdeploy.planner.plan import Plan
+from ggufdeploy.planner.refusal import does_not_fit
 from ggufdeploy.planner.request import Candidate, KvType, OffloadPolicy, PlanFile, PlanRequest, Preference
 from ggufdeploy.planner.scale import Shape, derive, scale
-from ggufdeploy.planner.search import Option, SearchResult, as_option, search
+from ggufdeploy.planner.search import Option, SearchResult, choose, evaluate, search
 from ggufdeploy.profiles.profile import Preset, Profile
-from ggufdeploy.units import format_bytes, format_file_size
 
 DEFAULT_CONTEXT_TOKENS = 8192
 DEFAULT_SLOTS = 4
@@ -169,14 +170,18 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     request = make_request(wish, source.profile)
     _check_quantization(request, candidates)
     candidates.read(_first_guess(request, candidates, machine))
-    request = _within_training(request, wish, candidates.all()[0].info)
-    result, option = _search_exactly(candidates, request, machine)
+    info = candidates.all()[0].info
+    request = _within_training(request, wish, info)
+    _check_engine_limits(request, info)
+    result = _search_exactly(candidates, request, machine)
+    result = _confirm(result, candidates, request, machine, rpc_endpoints)
+    typed = Invocation(ref, {"slots": wish.slots, "reserve": wish.reserve_bytes or None, "ubatch": wish.n_ubatch})
+    option = result.chosen
     if option is None:
-        raise _does_not_fit(result, request, machine, ref)
-    option = _confirm(option, candidates, request, machine, rpc_endpoints)
+        raise does_not_fit(result.options, request, machine, typed)
     advice: tuple[Advice, ...] = ()
     if option.verdict != "gpu" and machine.devices:
-        advice = avoid_offload(option, result.options, request, machine, ref, list_gpus())
+        advice = avoid_offload(option, result.options, request, machine, typed, list_gpus())
     plan = make_plan(ref, source.name, source.repo, source.revision, request, machine, option, result, advice)
     artifact = candidates.artifacts[option.candidate.quantization]
     sizes = {name: item.total_bytes for name, item in candidates.artifacts.items()}
@@ -220,16 +225,29 @@ def _within_training(request: PlanRequest, wish: Wish, info: ModelInfo) -> PlanR
     return request
 
 
-def _search_exactly(
-    candidates: _Candidates, request: PlanRequest, machine: Machine
-) -> tuple[SearchResult, Option | None]:
+def _check_engine_limits(request: PlanRequest, info: ModelInfo) -> None:
+    """Raise BadValue for what llama.cpp would refuse after the download."""
+    slots, n_ubatch = request.slots, request.n_ubatch
+    if slots > MAX_SLOTS:
+        raise BadValue("--slots", f"--slots {slots}: llama.cpp serves at most {MAX_SLOTS}", hint=f"--slots {MAX_SLOTS}")
+    if n_ubatch < slots:
+        message = f"--ubatch {n_ubatch}: one pass takes a token of each of the {slots} slots"
+        raise BadValue("--ubatch", message, hint=f"--ubatch {slots}")
+    head = kv_type_misfit(info, request.kv_type)
+    if head is not None:
+        message = (
+            f"--kv-type {request.kv_type} stores blocks of 32, and this model's attention heads have {head} elements"
+        )
+        raise BadValue("--kv-type", message, hint="--kv-type f16")
+
+
+def _search_exactly(candidates: _Candidates, request: PlanRequest, machine: Machine) -> SearchResult:
     """Search until the choice rests on headers of its own; each round reads at most one more."""
     while True:
-        everything = candidates.all()
-        result = search(everything, request, machine, FormulaMemory())
+        result = search(candidates.all(), request, machine, FormulaMemory())
         doubtful = _doubtful(result)
         if doubtful is None or not candidates.read(doubtful):
-            return result, result.chosen
+            return result
 
 
 def _first_guess(request: PlanRequest, candidates: _Candidates, machine: Machine) -> str:
@@ -258,66 +276,48 @@ def _doubtful(result: SearchResult) -> str | None:
     return None
 
 
-def _does_not_fit(result: SearchResult, request: PlanRequest, machine: Machine, ref: str) -> DoesNotFit:
-    options = result.options
-    if request.quantization is not None:
-        wanted = request.quantization.upper()
-        option = next(o for o in options if o.candidate.quantization.upper() == wanted)
-    else:
-        option = min(options, key=lambda o: o.candidate.total_bytes)
-    needed, free = shortfall(option, request, machine)
-    host = option.usage.host
-    where = ", ".join(f"{d.name} {format_bytes(d.free_bytes)} free" for d in machine.devices) or "no GPU"
-    message = (
-        f"{ref} {option.candidate.quantization} ({format_file_size(option.candidate.total_bytes)}) does not fit at "
-        f"{request.context_tokens:,} tokens: "
-    )
-    if machine.devices:
-        message += f"it needs {format_bytes(needed)} of VRAM, {format_bytes(free)} may be used ({where}), and "
-    rest = host.total_bytes if request.offload != "none" else 0
-    message += f"{format_bytes(rest)} of RAM, of which {format_bytes(machine.ram_available_bytes)} are available"
-    if request.offload == "none":
-        message = message.rsplit(", and ", 1)[0]
-    advice = avoid_offload(option, options, request, machine, ref, list_gpus())
-    best = next((o for o in options if o.verdict != "impossible"), None)
-    lines = [f"{a.text}: {a.command}" for a in advice]
-    if not lines and best is not None:
-        lines = [
-            f"{best.candidate.quantization} would run: ggufdeploy plan {ref} --quant {best.candidate.quantization}"
-        ]
-    hint = "\n".join(lines) or "choose a smaller model: ggufdeploy profiles list"
-    return DoesNotFit(message, needed_bytes=needed, free_bytes=free, hint=hint)
-
-
 def _confirm(
-    option: Option, candidates: _Candidates, request: PlanRequest, machine: Machine, rpc_endpoints: tuple[str, ...]
-) -> Option:
-    """Replace the formula's figures with the engine's, and move layers until they fit by those.
+    result: SearchResult,
+    candidates: _Candidates,
+    request: PlanRequest,
+    machine: Machine,
+    rpc_endpoints: tuple[str, ...],
+) -> SearchResult:
+    """Replace the chosen option's figures by the engine's; if that changes the choice, go on with the next one.
 
     On a simulated machine the engine can still give the KV cache in total; GPU compute stays a formula, and the plan
     says "estimate". Without a header, or where the build has no dry run, the formula's figures stand as estimates.
     """
-    headers = candidates.headers(option.candidate.quantization)
-    if headers is None or not option.candidate.exact:
-        return option
-    with model_file(headers) as path, DryRun() as dry_run:
+    confirmed: dict[str, Option] = {}
+    with DryRun() as dry_run:
+        while result.chosen is not None and result.chosen.candidate.quantization not in confirmed:
+            name = result.chosen.candidate.quantization
+            if not candidates.read(name):
+                return result
+            candidate = next(item for item in candidates.all() if item.quantization == name)
+            headers = candidates.headers(name)
+            assert headers is not None
+            try:
+                confirmed[name] = _ask(dry_run, candidate, headers, request, machine, rpc_endpoints)
+            except NoDryRun:
+                return result  # its figures are the formula's and say so
+            options = tuple(confirmed.get(o.candidate.quantization, o) for o in result.options)
+            result = SearchResult(choose(options, request), options)
+    return result
+
+
+def _ask(
+    dry_run: DryRun,
+    candidate: Candidate,
+    headers: Headers,
+    request: PlanRequest,
+    machine: Machine,
+    rpc_endpoints: tuple[str, ...],
+) -> Option:
+    """Place one candidate again with the engine's figures. Raises NoDryRun, EngineError."""
+    with model_file(headers) as path:
         engine = EngineMemory(dry_run, str(path), machine, rpc_endpoints)
-        try:
-            if machine.simulated:
-                total = engine.kv_total_bytes(option.candidate.info, request)
-                memory: MemoryModel = FormulaMemory(kv_total_bytes=total)
-            else:
-                engine.usage(option.candidate.info, request, option.placement)
-                memory = engine
-            return _settle(option, request, machine, memory)
-        except NoDryRun:
-            return option  # its figures are the formula's and say so
-
-
-def _settle(option: Option, request: PlanRequest, machine: Machine, memory: MemoryModel) -> Option:
-    """Search this one candidate again with better figures."""
-    exact = search([option.candidate], replace(request, quantization=option.candidate.quantization), machine, memory)
-    return exact.chosen or as_option(
-        option.candidate, request, machine, memory, option.placement,
-        memory.usage(option.candidate.info, request, option.placement),
-    )  # fmt: skip
+        if not machine.simulated:
+            return evaluate(candidate, request, machine, engine)
+        total = engine.kv_total_bytes(candidate.info, request)
+        return evaluate(candidate, request, machine, FormulaMemory(kv_total_bytes=total))

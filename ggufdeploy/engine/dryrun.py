@@ -19,6 +19,7 @@ from types import TracebackType
 
 import msgspec
 
+import ggufdeploy
 from ggufdeploy.engine.native import Native
 from ggufdeploy.engine.parameters import context_params, model_params
 from ggufdeploy.engine.request import EngineConfig
@@ -27,6 +28,7 @@ from ggufdeploy.errors import EngineError, NoDryRun
 TIMEOUT_S = 60.0
 """Per question. The first one also initialises the GPUs, which takes seconds on machines with many."""
 _DATA_LIMIT_BYTES = 8 << 30
+_LOG_BYTES = 64 << 10  # the end of the child's stderr; a hostile header may make llama.cpp talk a lot
 _LOG_INFO = 2  # source: llama.cpp ggml/include/ggml.h, GGML_LOG_LEVEL_INFO
 
 
@@ -84,6 +86,7 @@ class DryRun:
         assert child.stdout is not None
         answered = True
         try:
+            config = msgspec.structs.replace(config, model_path=str(Path(config.model_path).absolute()))
             child.stdin.write(msgspec.json.encode(config) + b"\n")
             child.stdin.flush()
             answered = bool(select.select([child.stdout], [], [], TIMEOUT_S)[0])
@@ -101,12 +104,14 @@ class DryRun:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+        # `-m` imports from the working directory first: let that be ours, not whatever the user is in.
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ggufdeploy.engine.dryrun"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=environment,
+            cwd=Path(ggufdeploy.__file__).parents[1],
         )
         return self._child
 
@@ -115,7 +120,8 @@ class DryRun:
         assert child is not None
         child.kill()
         code = child.wait()
-        self._stderr.seek(0)
+        end = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(end - _LOG_BYTES, 0))
         log = [line for line in self._stderr.read().decode("utf-8", "replace").splitlines() if line.strip()][-20:]
         self._end()
         if timed_out:
@@ -165,9 +171,11 @@ class _Oracle:
     )
 
     def __init__(self, rpc_endpoints: tuple[str, ...]) -> None:
-        import llama_cpp
-        from llama_cpp import llama_cpp as api
-
+        try:
+            import llama_cpp
+            from llama_cpp import llama_cpp as api
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: its shared library does not load
+            raise NoDryRun(f"llama-cpp-python cannot be loaded, so no dry run: {error}") from error
         package = Path(llama_cpp.__file__).parent
         found = [path for folder in (package.parent, package) for path in (folder / "lib").glob("libllama-common.*")]
         if not found:

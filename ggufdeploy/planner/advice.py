@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ggufdeploy.hardware.catalog import GpuSpec, simulate
 from ggufdeploy.hardware.machine import Machine
-from ggufdeploy.planner.memory import FormulaMemory, MemoryModel
+from ggufdeploy.planner.memory import FormulaMemory, MemoryModel, kv_type_misfit
 from ggufdeploy.planner.placement import Placement
 from ggufdeploy.planner.request import CONTEXT_STEP_TOKENS, Candidate, PlanRequest
 from ggufdeploy.planner.search import Option, evaluate, fits, spread
@@ -21,6 +21,28 @@ class Advice:
 
     text: str
     command: str | None
+
+
+_MIN_CONTEXT_TOKENS = 2048
+"""A shorter context is no advice."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What the user typed: the model, and the flags besides quantization, context and KV type that stay as they are."""
+
+    ref: str
+    flags: Mapping[str, object] = field(default_factory=dict)
+
+    def command(self, verb: str, request: PlanRequest, **flags: object) -> str:
+        """Return a command line for `request` with the user's other flags; None leaves a flag out."""
+        kv_type = None if request.kv_type == "f16" else request.kv_type
+        words = ["ggufdeploy", verb, self.ref]
+        asked = {"quant": request.quantization, "ctx": request.context_tokens, "kv_type": kv_type}
+        for name, value in {**asked, **self.flags, **flags}.items():
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
 
 
 def longest_context_tokens(
@@ -40,81 +62,70 @@ def longest_context_tokens(
     return low * CONTEXT_STEP_TOKENS or None
 
 
-def command(verb: str, ref: str, **flags: object) -> str:
-    """Return a `ggufdeploy` command line; flags that are None are left out."""
-    words = ["ggufdeploy", verb, ref]
-    for name, value in flags.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
-
-
 def avoid_offload(
     chosen: Option,
     options: Sequence[Option],
     request: PlanRequest,
     machine: Machine,
-    ref: str,
+    typed: Invocation,
     gpus: Sequence[GpuSpec],
 ) -> tuple[Advice, ...]:
     """Return the ways to have everything in VRAM: a smaller quantization, context or KV type, more or other GPUs."""
     memory = FormulaMemory()
+    same = replace(request, quantization=chosen.candidate.quantization)
     found = [
-        _smaller_quantization(options, request, ref),
-        _shorter_context(chosen, request, machine, memory, ref),
-        _smaller_kv(chosen, request, machine, memory, ref),
-        _other_gpu(chosen, request, machine, gpus, ref),
+        _smaller_quantization(options, request, typed),
+        _shorter_context(chosen, same, machine, memory, typed),
+        _smaller_kv(chosen, same, machine, memory, typed),
+        _other_gpu(chosen, same, machine, gpus, typed),
     ]
     return tuple(advice for advice in found if advice is not None)
 
 
-def _smaller_quantization(options: Sequence[Option], request: PlanRequest, ref: str) -> Advice | None:
+def _smaller_quantization(options: Sequence[Option], request: PlanRequest, typed: Invocation) -> Advice | None:
     for option in options:
         if option.verdict == "gpu":
             name = option.candidate.quantization
             rate = option.speed.decode_tokens_per_s
             speed = f", about {format_rate(rate)}" if rate else ""
-            line = command("run", ref, quant=name, ctx=request.context_tokens)
+            line = typed.command("run", replace(request, quantization=name))
             return Advice(f"{name} runs wholly in VRAM at this context{speed}", line)
     return None
 
 
 def _shorter_context(
-    chosen: Option, request: PlanRequest, machine: Machine, memory: MemoryModel, ref: str
+    chosen: Option, request: PlanRequest, machine: Machine, memory: MemoryModel, typed: Invocation
 ) -> Advice | None:
     tokens = longest_context_tokens(chosen.candidate, request, machine, memory)
-    if tokens is None or tokens >= request.context_tokens:
+    if tokens is None or not _MIN_CONTEXT_TOKENS <= tokens < request.context_tokens:
         return None
-    name = chosen.candidate.quantization
-    text = f"{name} is wholly in VRAM up to {tokens:,} tokens of context"
-    return Advice(text, command("run", ref, quant=name, ctx=tokens))
+    text = f"{request.quantization} is wholly in VRAM up to {tokens:,} tokens of context"
+    return Advice(text, typed.command("run", replace(request, context_tokens=tokens)))
 
 
-def _smaller_kv(chosen: Option, request: PlanRequest, machine: Machine, memory: MemoryModel, ref: str) -> Advice | None:
-    if request.kv_type != "f16":
-        return None
+def _smaller_kv(
+    chosen: Option, request: PlanRequest, machine: Machine, memory: MemoryModel, typed: Invocation
+) -> Advice | None:
     wish = replace(request, kv_type="q8_0")
-    option = evaluate(chosen.candidate, wish, machine, memory)
-    if option.verdict != "gpu":
+    if request.kv_type not in ("f16", "bf16", "f32") or kv_type_misfit(chosen.candidate.info, wish.kv_type) is not None:
         return None
-    name = chosen.candidate.quantization
-    line = command("run", ref, quant=name, ctx=request.context_tokens, kv_type="q8_0")
-    return Advice(f"with a q8_0 KV cache {name} is wholly in VRAM", line)
+    if evaluate(chosen.candidate, wish, machine, memory).verdict != "gpu":
+        return None
+    return Advice(f"with a q8_0 KV cache {request.quantization} is wholly in VRAM", typed.command("run", wish))
 
 
 def _other_gpu(
-    chosen: Option, request: PlanRequest, machine: Machine, gpus: Sequence[GpuSpec], ref: str
+    chosen: Option, request: PlanRequest, machine: Machine, gpus: Sequence[GpuSpec], typed: Invocation
 ) -> Advice | None:
     """Return more of the same GPU if the machine has a known one, else the smallest single GPU that holds it."""
-    name = chosen.candidate.quantization
     ids = {device.catalogue_id for device in machine.devices}
-    same = [spec for spec in gpus if spec.id in ids]
-    for spec, count in [(s, n) for s in same for n in (2, 4, 8)] or [(s, 1) for s in by_memory(gpus)]:
+    same = [(spec, n) for spec in gpus if spec.id in ids for n in (2, 4, 8) if n > len(machine.devices)]
+    for spec, count in same + [(spec, 1) for spec in by_memory(gpus)]:
         if _holds(chosen.candidate, request, simulate(spec, count, base=machine)):
             gpu = spec.id if count == 1 else f"{spec.id}:{count}"
-            line = command("plan", ref, quant=name, ctx=request.context_tokens, gpu=gpu)
+            line = typed.command("plan", request, gpu=gpu)
             what = f"{count} x {spec.name} hold" if count > 1 else f"one {spec.name} holds"
-            return Advice(f"{what} {name} wholly in VRAM", line)
+            return Advice(f"{what} {request.quantization} wholly in VRAM", line)
     return None
 
 

@@ -23,7 +23,6 @@ from ggufdeploy.planner.search import (
     HOST_MARGIN_BYTES,
     Option,
     SearchResult,
-    budget_bytes,
     margin_bytes,
     overhead_bytes,
 )
@@ -116,13 +115,13 @@ def _warnings(
     chosen: Option, request: PlanRequest, machine: Machine, advice: Sequence[Advice]
 ) -> tuple[PlanWarning, ...]:
     warnings = []
-    if chosen.verdict in ("offload", "disk") and machine.devices and chosen.placement.n_gpu_layers:
+    if chosen.verdict != "gpu" and machine.devices:
         hint = "\n".join(f"{a.text}: {a.command}" if a.command else a.text for a in advice) or None
-        warnings.append(PlanWarning("offload_speed", offload_sentence(chosen), hint))
-    elif chosen.verdict == "cpu" and machine.devices:
-        warnings.append(
-            PlanWarning("cpu_only", "No layer fits on a GPU beside the KV cache: everything runs on the CPU.", None)
-        )
+        if chosen.placement.n_gpu_layers:
+            warnings.append(PlanWarning("offload_speed", offload_sentence(chosen), hint))
+        else:
+            message = f"No layer fits on a GPU beside the KV cache: {offload_sentence(chosen)}"
+            warnings.append(PlanWarning("cpu_only", message, hint))
     if chosen.verdict == "disk":
         short = chosen.usage.host.total_bytes + HOST_MARGIN_BYTES - machine.ram_available_bytes
         warnings.append(
@@ -197,9 +196,3 @@ def _why_not(option: Option, chosen: Option) -> str:
 
 def _short(option: Option) -> str:
     return format_bytes(option.short_bytes)
-
-
-def shortfall(option: Option, request: PlanRequest, machine: Machine) -> tuple[int, int]:
-    """Return (needed, available) VRAM bytes of an option that does not fit, for error messages."""
-    available = sum(max(budget_bytes(device, request), 0) for device in machine.devices)
-    return available + option.short_bytes, available

@@ -64,20 +64,44 @@ def kv_row_bytes(layer: LayerInfo, kv_type: KvType) -> int:
     return layer.kv_heads * (layer.key_length + layer.value_length) * block_bytes // block_elements
 
 
+def kv_type_misfit(model: ModelInfo, kv_type: KvType) -> int | None:
+    """Return a head size that this KV type's blocks do not divide, which llama.cpp refuses; None when all are fine.
+
+    Source: llama.cpp src/llama-context.cpp (llama_init_from_model).
+    """
+    elements = _KV_BLOCK[kv_type][1]
+    sizes = (size for layer in model.layers if layer.kv_heads for size in (layer.key_length, layer.value_length))
+    return next((size for size in sizes if size % elements), None)
+
+
 def kv_layer_bytes(layer: LayerInfo, request: PlanRequest) -> int:
     """Return bytes of one layer's KV cache; a sliding window keeps a window per slot and what one pass adds.
 
     Source: llama.cpp src/llama-kv-cache-iswa.cpp.
     """
-    cells = request.kv_cells
-    if layer.window_tokens is not None:
-        cells = min(cells, kv_cells(layer.window_tokens * request.slots + request.n_ubatch))
+    cells = windowed_cells(layer, request) or request.kv_cells
     return cells * kv_row_bytes(layer, request.kv_type)
+
+
+def windowed_cells(layer: LayerInfo, request: PlanRequest) -> int | None:
+    """Return the cells of a layer with a sliding window, None for one that keeps the whole context."""
+    if layer.window_tokens is None:
+        return None
+    return min(request.kv_cells, kv_cells(layer.window_tokens * request.slots + request.n_ubatch))
 
 
 def kv_bytes(model: ModelInfo, request: PlanRequest) -> int:
     """Return bytes of the whole KV cache."""
     return sum(kv_layer_bytes(layer, request) for layer in model.layers)
+
+
+def mask_bytes(model: ModelInfo, request: PlanRequest) -> int:
+    """Return bytes of the attention mask in f16; windowed layers have one of their own.
+
+    Source: llama.cpp src/llama-graph.cpp (build_attn_inp_kv, build_attn_inp_kv_iswa).
+    """
+    cells = request.kv_cells + max((windowed_cells(layer, request) or 0 for layer in model.layers), default=0)
+    return 2 * min(request.n_ubatch, request.kv_cells) * cells
 
 
 def compute_bytes(model: ModelInfo, request: PlanRequest, *, k: int = 3) -> int:
@@ -86,8 +110,8 @@ def compute_bytes(model: ModelInfo, request: PlanRequest, *, k: int = 3) -> int:
     k: activation rows of the embedding's width alive at the peak; 3 on CUDA, 4 on the CPU. Within -13..+10 % of 27
     published CUDA load logs. Source: derived from llama.cpp src/llama-graph.cpp; see docs/memory-model.md.
     """
-    u, e, ff = request.n_ubatch, model.embedding_length, model.feed_forward_length
-    mask = 2 * u * request.kv_cells
+    u, e, ff = min(request.n_ubatch, request.kv_cells), model.embedding_length, model.feed_forward_length
+    mask = mask_bytes(model, request)
     widest = max((layer.kv_heads * (layer.key_length + layer.value_length) for layer in model.layers), default=0)
     f16_copy = 0 if request.kv_type in ("f16", "bf16", "f32") else 2 * request.kv_cells * widest
     if model.n_experts and model.expert_feed_forward_length:
@@ -110,18 +134,36 @@ def output_bytes(model: ModelInfo, request: PlanRequest) -> int:
 def staging_bytes(model: ModelInfo, placement: Placement) -> int:
     """Return the extra compute buffer of a GPU when weights stay on the host.
 
-    Prompts of 32 tokens or more run on the GPU even for host layers: their weights are copied into the compute buffer,
-    one operation at a time. Source: llama.cpp ggml/src/ggml-backend.cpp and ggml-cuda.cu (GGML_OP_OFFLOAD_MIN_BATCH).
+    Prompts of 32 tokens or more run on the GPU even for host layers and host experts: their weights are copied into the
+    compute buffer, one operation at a time. Source: llama.cpp ggml/src/ggml-backend.cpp and ggml-cuda.cu
+    (GGML_OP_OFFLOAD_MIN_BATCH).
     """
-    return max((model.layers[index].largest_host_copy_bytes for index in placement.host_layers), default=0)
+    host = placement.host_layers
+    copied = (x for x in model.layers if x.index in host or (x.expert_bytes and placement.experts_on_host(x.index)))
+    return max((layer.largest_host_copy_bytes for layer in copied), default=0)
+
+
+PIPELINE_COPIES = 4
+
+
+def pipeline_bytes(model: ModelInfo, request: PlanRequest, placement: Placement) -> int:
+    """Return what a second GPU adds to the compute buffer of each, with every layer on GPUs and no override.
+
+    Batches then overlap, so masks and the activations between GPUs exist PIPELINE_COPIES times. Source: llama.cpp
+    src/llama-context.cpp (pipeline_parallel), ggml/src/ggml-backend.cpp (GGML_SCHED_MAX_COPIES).
+    """
+    if placement.n_devices < 2 or placement.strategy != "full":
+        return 0
+    activations = 4 * min(request.n_ubatch, request.kv_cells) * model.embedding_length
+    return (PIPELINE_COPIES - 1) * (mask_bytes(model, request) + activations)
 
 
 @dataclass(frozen=True)
 class FormulaMemory:
     """Weights from the tensor table, KV and compute by formula.
 
-    kv_total_bytes: the engine's own total for this model and request, if it was asked; layers then share it in
-    proportion to the formula, which makes hybrid models right in total.
+    kv_total_bytes: the engine's own total for this model and request, if it was asked. What the formula lacks of it is
+    the state of recurrent layers, and they share it evenly; without such layers all share it in proportion.
     """
 
     kv_total_bytes: int | None = None
@@ -129,14 +171,18 @@ class FormulaMemory:
     def usage(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> Usage:
         """See `MemoryModel.usage`. Host compute is the CPU's own buffer."""
         devices = []
-        compute = compute_bytes(model, request) + staging_bytes(model, placement)
+        compute = compute_bytes(model, request) + pipeline_bytes(model, request, placement)
+        staging = staging_bytes(model, placement)
+        compute += staging
         for device in range(placement.n_devices):
             layers = placement.layers_on(device)
             weights = sum(model.layers[index].total_bytes for index in layers)
             weights -= sum(model.layers[index].expert_bytes for index in layers if placement.experts_on_host(index))
             if placement.output_device == device:
                 weights += model.output_bytes
-            busy = bool(layers) or placement.output_device == device
+            # The first GPU computes prompts for weights on the host, even if it holds no layer itself.
+            helps = device == 0 and staging > 0 and placement.n_gpu_layers > 0
+            busy = bool(layers) or placement.output_device == device or helps
             devices.append(DeviceUsage(weights, self._kv(model, request, layers), compute if busy else 0))
         return Usage(tuple(devices), self._host(model, request, placement), "estimate")
 
@@ -157,7 +203,10 @@ class FormulaMemory:
 
     def _kv(self, model: ModelInfo, request: PlanRequest, layers: range) -> int:
         by_formula = sum(kv_layer_bytes(model.layers[index], request) for index in layers)
-        whole = kv_bytes(model, request)
-        if self.kv_total_bytes is None or whole == 0:
+        if self.kv_total_bytes is None:
             return by_formula
-        return by_formula * self.kv_total_bytes // whole
+        whole = kv_bytes(model, request)
+        state, n_with_state = self.kv_total_bytes - whole, sum(layer.kv_heads == 0 for layer in model.layers)
+        if state >= 0 and n_with_state:
+            return by_formula + state * sum(model.layers[index].kv_heads == 0 for index in layers) // n_with_state
+        return by_formula * self.kv_total_bytes // whole if whole else 0

@@ -8,8 +8,9 @@ from typing import Literal
 
 from ggufdeploy.hardware.machine import Device, Machine
 from ggufdeploy.planner import quality
-from ggufdeploy.planner.memory import MemoryModel, Usage
-from ggufdeploy.planner.placement import Placement, on_cpu
+from ggufdeploy.planner.memory import FormulaMemory, MemoryModel, Usage
+from ggufdeploy.planner.packing import balanced
+from ggufdeploy.planner.placement import Placement
 from ggufdeploy.planner.request import Candidate, PlanRequest
 from ggufdeploy.planner.speed import Speed, predict
 from ggufdeploy.units import GIB, MIB
@@ -93,25 +94,23 @@ def fits(usage: Usage, machine: Machine, request: PlanRequest) -> bool:
     )
 
 
-def spread(items: int, candidate: Candidate, request: PlanRequest, machine: Machine, memory: MemoryModel) -> Placement:
+def spread(
+    items: int, candidate: Candidate, request: PlanRequest, machine: Machine, memory: MemoryModel, *, experts: int = 0
+) -> Placement:
     """Distribute `items` (the output layer plus the last blocks) over the GPUs.
 
-    One GPU when one holds everything, the fastest such; else filled evenly in proportion to what each may hold.
+    One GPU when one holds everything, the fastest such; else all of them, equally full. experts: the first this many
+    blocks keep their experts on the host.
     """
-    n_layers, n_devices = candidate.info.n_layers, len(machine.devices)
+    info, n_devices = candidate.info, len(machine.devices)
     if n_devices <= 1 or items == 0:
-        return Placement(n_layers, (items,) * n_devices)
-    single = [Placement(n_layers, tuple(items if d == i else 0 for d in range(n_devices))) for i in range(n_devices)]
-    order = sorted(range(n_devices), key=lambda i: -(machine.devices[i].bandwidth_bytes_per_s or 0))
-    for index in order:
-        if fits(memory.usage(candidate.info, request, single[index]), machine, request):
-            return single[index]
-    budgets = [max(budget_bytes(device, request), 0) for device in machine.devices]
-    total = sum(budgets) or 1
-    shares = [items * budget // total for budget in budgets]
-    for index in sorted(range(n_devices), key=lambda i: shares[i] * total - items * budgets[i])[: items - sum(shares)]:
-        shares[index] += 1
-    return Placement(n_layers, tuple(shares))
+        return Placement(info.n_layers, (items,) * n_devices, experts)
+    for index in sorted(range(n_devices), key=lambda i: -(machine.devices[i].bandwidth_bytes_per_s or 0)):
+        single = Placement(info.n_layers, tuple(items if d == index else 0 for d in range(n_devices)), experts)
+        # The formula first, because the engine takes a fraction of a second per question.
+        if all(fits(m.usage(info, request, single), machine, request) for m in (FormulaMemory(), memory)):
+            return single
+    return balanced(info, request, items, experts, [budget_bytes(device, request) for device in machine.devices])
 
 
 def best_placement(
@@ -121,12 +120,10 @@ def best_placement(
     info = candidate.info
     full = spread(info.n_layers + 1, candidate, request, machine, memory)
     usage = memory.usage(info, request, full)
-    if not machine.devices or fits(usage, machine, request) or request.offload == "none":
-        if machine.devices:
-            return full, usage
-        return full, memory.usage(info, request, on_cpu(info.n_layers, 0))
+    if not machine.devices or request.offload == "none" or fits(usage, machine, request):
+        return full, usage
     if request.offload == "experts" and info.n_experts:
-        placed = _fewest_host_experts(full, candidate, request, machine, memory)
+        placed = _fewest_host_experts(candidate, request, machine, memory)
         if placed is not None:
             return placed
     return _most_layers(candidate, request, machine, memory)
@@ -153,21 +150,25 @@ def _most_layers(
 
 
 def _fewest_host_experts(
-    full: Placement, candidate: Candidate, request: PlanRequest, machine: Machine, memory: MemoryModel
+    candidate: Candidate, request: PlanRequest, machine: Machine, memory: MemoryModel
 ) -> tuple[Placement, Usage] | None:
     """Return the placement with the experts of the fewest first layers on the host, None if even all are too few."""
     info = candidate.info
+
+    def at(experts: int) -> tuple[Placement, Usage]:
+        placement = spread(info.n_layers + 1, candidate, request, machine, memory, experts=experts)
+        return placement, memory.usage(info, request, placement)
+
     low, high = 1, info.n_layers
-    if not fits(memory.usage(info, request, full.with_experts_on_host(high)), machine, request):
+    if not fits(at(high)[1], machine, request):
         return None
     while low < high:
         middle = (low + high) // 2
-        if fits(memory.usage(info, request, full.with_experts_on_host(middle)), machine, request):
+        if fits(at(middle)[1], machine, request):
             high = middle
         else:
             low = middle + 1
-    placement = full.with_experts_on_host(low)
-    return placement, memory.usage(info, request, placement)
+    return at(low)
 
 
 def host_verdict(usage: Usage, machine: Machine, on_gpu: bool) -> Verdict:
@@ -210,24 +211,25 @@ def as_option(
     short = 0
     if machine.devices and verdict != "gpu":
         whole = memory.usage(info, request, spread(info.n_layers + 1, candidate, request, machine, memory))
-        budget = sum(max(budget_bytes(device, request), 0) for device in machine.devices)
-        short = max(sum(part.total_bytes for part in whole.devices) - budget, 1)
+        short = max(_short_bytes(whole, machine, request), 1)
     speed = predict(info, request, placement, machine)
     return Option(candidate, placement, usage, verdict, speed, all_gpu, short)
+
+
+def _short_bytes(usage: Usage, machine: Machine, request: PlanRequest) -> int:
+    """Return the VRAM that is missing: of all cards together, or more where a layer fits into no single rest."""
+    parts = list(zip(usage.devices, (budget_bytes(device, request) for device in machine.devices), strict=True))
+    together = sum(part.total_bytes for part, _ in parts) - sum(max(budget, 0) for _, budget in parts)
+    return max(together, sum(max(part.total_bytes - max(budget, 0), 0) for part, budget in parts))
 
 
 def search(
     candidates: Sequence[Candidate], request: PlanRequest, machine: Machine, memory: MemoryModel
 ) -> SearchResult:
     """Evaluate every candidate and choose by the request's preference."""
-    options = sorted(
-        (evaluate(candidate, request, machine, memory) for candidate in candidates), key=lambda o: _quality_key(o)
-    )
-    if request.quantization is not None:
-        named = [o for o in options if o.candidate.quantization.upper() == request.quantization.upper()]
-        chosen = named[0] if named and named[0].verdict != "impossible" else None
-        return SearchResult(chosen, tuple(options))
-    return SearchResult(_choose(options, request), tuple(options))
+    options = [evaluate(candidate, request, machine, memory) for candidate in candidates]
+    options.sort(key=_quality_key)
+    return SearchResult(choose(options, request), tuple(options))
 
 
 def _quality_key(option: Option) -> tuple[float, int]:
@@ -235,24 +237,33 @@ def _quality_key(option: Option) -> tuple[float, int]:
     return (place if place is not None else 1000.0, -option.candidate.total_bytes)
 
 
-def _choose(options: Sequence[Option], request: PlanRequest) -> Option | None:
-    floor = request.min_decode_tokens_per_s or 0.0
-    usable = [o for o in options if o.verdict not in ("impossible", "disk")] or [
-        o for o in options if o.verdict == "disk"
-    ]
-    usable = [o for o in usable if o.decode >= floor]
-    good = [o for o in usable if quality.meets_floor(o.candidate.quantization)]
+def eligible(options: Sequence[Option], request: PlanRequest) -> list[Option]:
+    """Return the options that run and that the request allows, whatever their speed; from disk only if nothing else."""
+    wanted = request.quantization
+    named = [o for o in options if wanted is None or o.candidate.quantization.upper() == wanted.upper()]
+    running = [o for o in named if o.verdict != "impossible"]
+    return [o for o in running if o.verdict != "disk"] or running
+
+
+def fast_enough(option: Option, request: PlanRequest) -> bool:
+    """Tell whether the speed floor is met; nothing speaks against an unknown speed."""
+    floor, rate = request.min_decode_tokens_per_s, option.speed.decode_tokens_per_s
+    return floor is None or rate is None or rate >= floor
+
+
+def choose(options: Sequence[Option], request: PlanRequest) -> Option | None:
+    """Choose among options that are sorted by quality, best first. None when none runs, or none is fast enough."""
+    usable = [o for o in eligible(options, request) if fast_enough(o, request)]
     if not usable:
         return None
-    if request.prefer == "quality":
+    if request.quantization is not None or request.prefer == "quality":
         return usable[0]
+    good = [o for o in usable if quality.meets_floor(o.candidate.quantization)]
     if request.prefer == "speed":
         return max(good or usable, key=lambda o: o.decode)
-    on_gpu = [o for o in good if o.verdict == "gpu"]
+    pool = good or usable
+    on_gpu = [o for o in pool if o.verdict == "gpu"]
     if on_gpu:
         return on_gpu[0]
-    if request.offload == "none":
-        return next((o for o in usable if o.verdict == "gpu"), None)
-    pool = good or usable
     fastest = max(o.decode for o in pool)
     return next(o for o in pool if o.decode >= _BALANCED_SPEED_SHARE * fastest)

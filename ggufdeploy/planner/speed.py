@@ -65,7 +65,7 @@ def predict(model: ModelInfo, request: PlanRequest, placement: Placement, machin
     seconds, host_bytes, known = 0.0, 0, True
     for layer in model.layers:
         dense, experts = active_bytes(layer, model)
-        kv = cells * kv_row_bytes(layer, request.kv_type)
+        kv = min(cells, layer.window_tokens or cells) * kv_row_bytes(layer, request.kv_type)
         device = _device_of(layer.index, placement, machine)
         if device is None:
             host_bytes += dense + experts + kv
@@ -73,7 +73,7 @@ def predict(model: ModelInfo, request: PlanRequest, placement: Placement, machin
             continue
         if placement.experts_on_host(layer.index):
             host_bytes += experts
-            experts = 0
+            seconds, experts = seconds + CPU_LAYER_S, 0
         step = _gpu_seconds(device, dense + experts + kv)
         known, seconds = known and step is not None, seconds + (step or 0.0) + GPU_LAYER_S
     output = _output_seconds(model, placement, machine)

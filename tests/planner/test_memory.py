@@ -1,9 +1,20 @@
 """Formulas against figures llama.cpp printed."""
 
+from dataclasses import replace
+
 import pytest
 
 from ggufdeploy.gguf.model import LayerInfo
-from ggufdeploy.planner.memory import FormulaMemory, compute_bytes, kv_bytes, kv_row_bytes, staging_bytes
+from ggufdeploy.planner.memory import (
+    FormulaMemory,
+    compute_bytes,
+    kv_bytes,
+    kv_row_bytes,
+    kv_type_misfit,
+    mask_bytes,
+    pipeline_bytes,
+    staging_bytes,
+)
 from ggufdeploy.planner.placement import Placement, on_cpu
 from ggufdeploy.planner.request import PlanRequest
 from ggufdeploy.planner.scale import Shape, derive, scale
@@ -108,3 +119,65 @@ def test_a_derived_model_has_the_profiles_bytes_and_expert_share():
     assert parts == pytest.approx(80_489_373_696, rel=1e-6)
     experts = sum(layer.expert_bytes for layer in info.layers)
     assert experts / parts == pytest.approx(135_291_469_824 / 140_630_071_296, rel=0.01)
+
+
+def with_kv_heads(heads):
+    info = model(n_layers=len(heads))
+    return replace(info, layers=tuple(replace(x, kv_heads=h) for x, h in zip(info.layers, heads, strict=True)))
+
+
+def test_a_purely_recurrent_model_still_has_the_state_the_engine_reports():
+    usage = FormulaMemory(kv_total_bytes=4000).usage(with_kv_heads([0] * 4), request(), Placement(4, (3,)))
+    assert usage.devices[0].kv_bytes == 2000
+    assert usage.host.kv_bytes == 2000
+
+
+def test_a_hybrids_state_lies_with_its_recurrent_layers_and_its_kv_with_the_others():
+    hybrid = with_kv_heads([0, 0, 0, 8])
+    whole = kv_bytes(hybrid, request())
+    usage = FormulaMemory(kv_total_bytes=whole + 3000).usage(hybrid, request(), Placement(4, (2,)))
+    assert usage.devices[0].kv_bytes == whole
+    assert usage.host.kv_bytes == 3000
+
+
+def test_experts_on_the_host_are_staged_on_the_gpu_for_prompts_too():
+    moe = model(expert_bytes=GIB * 3 // 4)
+    placement = Placement(10, (11,)).with_experts_on_host(4)
+    assert staging_bytes(moe, placement) == GIB * 3 // 8
+    plain = FormulaMemory().usage(moe, request(), Placement(10, (11,))).devices[0].compute_bytes
+    assert FormulaMemory().usage(moe, request(), placement).devices[0].compute_bytes == plain + GIB * 3 // 8
+
+
+def test_the_first_gpu_computes_prompts_for_host_layers_even_without_a_layer_of_its_own():
+    usage = FormulaMemory().usage(model(), request(), Placement(10, (0, 4)))
+    assert usage.devices[0].weights_bytes == 0
+    assert usage.devices[0].compute_bytes > staging_bytes(model(), Placement(10, (0, 4)))
+    assert FormulaMemory().usage(model(), request(), Placement(10, (0, 11))).devices[0].total_bytes == 0
+
+
+def test_windowed_layers_have_a_mask_of_their_own():
+    windowed = replace(model(), layers=tuple(replace(x, window_tokens=1024) for x in model().layers))
+    wish = request(context_tokens=65536)
+    assert mask_bytes(model(), wish) == 2 * 512 * 65536
+    assert mask_bytes(windowed, wish) == 2 * 512 * (65536 + 1024 * 4 + 512)
+
+
+def test_two_gpus_with_every_layer_keep_four_copies_of_the_mask():
+    wish = request(context_tokens=65536)
+    assert pipeline_bytes(model(), wish, Placement(10, (6, 5))) >= 3 * 2 * 512 * 65536
+    assert pipeline_bytes(model(), wish, Placement(10, (11,))) == 0
+    assert pipeline_bytes(model(), wish, Placement(10, (5, 5))) == 0
+    assert pipeline_bytes(model(), wish, Placement(10, (6, 5)).with_experts_on_host(1)) == 0
+
+
+def test_a_pass_is_never_longer_than_the_context():
+    assert compute_bytes(model(), request(context_tokens=256, n_ubatch=2048)) == compute_bytes(
+        model(), request(context_tokens=256, n_ubatch=256)
+    )
+
+
+def test_quantized_kv_needs_heads_of_whole_blocks():
+    odd = replace(model(), layers=tuple(replace(x, key_length=80, value_length=80) for x in model().layers))
+    assert kv_type_misfit(odd, "q8_0") == 80
+    assert kv_type_misfit(odd, "f16") is None
+    assert kv_type_misfit(model(), "q4_0") is None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ggufdeploy.planner.memory import FormulaMemory
 from ggufdeploy.planner.request import PlanRequest
 from ggufdeploy.planner.search import budget_bytes, evaluate, fits, search
+from ggufdeploy.planner.speed import GPU_EFFICIENCY
 from ggufdeploy.units import GIB
 from tests.planner.models import candidate, gpu, machine, model
 
@@ -130,3 +131,43 @@ def test_weights_beyond_ram_are_read_from_disk_and_far_beyond_it_impossible():
 
 def test_reserve_is_kept_free():
     assert chosen(14 * GIB, reserve_bytes=3 * GIB) == "Q3_K_M"
+
+
+def test_a_cut_that_fits_is_found_where_equal_shares_would_not():
+    """Two cards of 6 GiB of budget: blocks of 1, 1 and 1 GiB, then an output of 5."""
+    info = replace(model(n_layers=3), output_bytes=5 * GIB)
+    host = machine(gpu(8 * GIB, 0), gpu(8 * GIB, 1))
+    option = evaluate(candidate(info=info), request(), host, MEMORY)
+    assert option.verdict == "gpu"
+    assert option.placement.items_per_device in ((3, 1), (2, 2))
+
+
+def test_experts_stay_on_the_host_only_as_far_as_both_cards_are_full():
+    moe = candidate(info=model(expert_bytes=GIB * 3 // 4))
+    host = machine(gpu(6 * GIB, 0), gpu(6 * GIB, 1))
+    option = evaluate(moe, request(offload="experts"), host, MEMORY)
+    assert option.placement.strategy == "experts"
+    for part, device in zip(option.usage.devices, host.devices, strict=True):
+        assert part.total_bytes > 0.7 * budget_bytes(device, request())
+
+
+def test_a_speed_floor_refuses_what_is_slower_also_when_it_is_named():
+    assert chosen(30 * GIB, min_decode_tokens_per_s=1.0) == "Q8_0"
+    assert chosen(30 * GIB, min_decode_tokens_per_s=50.0) == "Q4_K_M"
+    assert chosen(30 * GIB, min_decode_tokens_per_s=50.0, quantization="Q8_0") is None
+    assert chosen(30 * GIB, min_decode_tokens_per_s=5000.0) is None
+
+
+def test_an_unknown_speed_is_no_reason_to_refuse():
+    host = machine(replace(gpu(30 * GIB), bandwidth_bytes_per_s=None))
+    option = search(quantizations(), request(min_decode_tokens_per_s=50.0), host, MEMORY).chosen
+    assert option is not None
+    assert option.speed.decode_tokens_per_s is None
+
+
+def test_windowed_layers_read_only_their_window():
+    info = replace(model(), layers=tuple(replace(x, window_tokens=512) for x in model().layers))
+    host, wish = machine(gpu(40 * GIB)), request(context_tokens=65536)
+    windowed, whole = (evaluate(candidate(info=i), wish, host, MEMORY) for i in (info, model()))
+    unread_s = (32768 - 512) * 4096 * 10 / (GPU_EFFICIENCY * 1e12)
+    assert 1 / whole.decode - 1 / windowed.decode == pytest.approx(unread_s)
