@@ -15,7 +15,17 @@ import numpy as np
 from ggufdeploy.engine.backend import Backend, Decoded, Logits
 from ggufdeploy.engine.detokenize import TextStream
 from ggufdeploy.engine.preparation import DeepThreads, PromptReader
-from ggufdeploy.engine.request import Accepted, Delta, EngineConfig, Event, Failed, Finished, GenerateRequest, Stats
+from ggufdeploy.engine.request import (
+    Accepted,
+    ChatPrompt,
+    Delta,
+    EngineConfig,
+    Event,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Stats,
+)
 from ggufdeploy.engine.sampling import Sampler, checked_argmax
 from ggufdeploy.engine.scheduler import Job, Part, Scheduler
 from ggufdeploy.engine.slots import SlotTable
@@ -60,8 +70,10 @@ class Engine:
             backend, context_tokens=info.context_tokens, n_vocab=info.n_vocab, template=config.chat_template
         )
         self._threads = DeepThreads("prepare")
+        self._chat_threads = DeepThreads("chat")  # a template may take seconds; plain prompts do not wait behind it
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._preparing: set[str] = set()
+        self._wanted: set[str] = set()  # submitted and not cancelled until prepared; touched from any thread
         self._generations: dict[str, _Generation] = {}
         self._events: list[Event] = []
         self._stopping = False
@@ -71,11 +83,14 @@ class Engine:
 
     def submit(self, request: GenerateRequest) -> None:
         """Run a request; Accepted or Failed follows. Its id must not be in flight."""
+        self._wanted.add(request.id)
         self._calls.put(functools.partial(self._preparing.add, request.id))
-        self._threads.call(functools.partial(self._prepare, request))
+        threads = self._chat_threads if isinstance(request.prompt, ChatPrompt) else self._threads
+        threads.call(functools.partial(self._prepare, request))
 
     def cancel(self, id: str) -> None:
         """Forget a request within one step; no event follows. Unknown ids are ignored."""
+        self._wanted.discard(id)
         self._calls.put(functools.partial(self._cancel, id))
 
     def tokenize(self, text: str, reply: Callable[[list[int] | RequestError], None]) -> None:
@@ -97,12 +112,15 @@ class Engine:
 
     def run(self) -> None:
         """Serve until `stop`; then fail what is left. The calling thread is the owner."""
+        self._chat_threads.call(self._reader.start)
         while not self._stopping:
             self.turn(wait=True)
         for id in [*self._preparing, *self._generations]:
             self._events.append(Failed(id, "engine_error", "The engine was stopped."))
         self._flush()
         self._threads.close()
+        self._chat_threads.close()
+        self._reader.close()
 
     def turn(self, *, wait: bool) -> None:
         """Take the calls that came in and make one step. wait: sleep until there is something to do."""
@@ -152,6 +170,9 @@ class Engine:
 
     def _prepare(self, request: GenerateRequest) -> None:
         """Render and tokenize, on a preparation thread."""
+        if request.id not in self._wanted:
+            return  # cancelled while it waited for the thread
+        self._wanted.discard(request.id)
         try:
             generation = self._generation(request)
         except RequestError as error:

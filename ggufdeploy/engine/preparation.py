@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable
 
 from ggufdeploy.engine.backend import Vocabulary
+from ggufdeploy.engine.rendering import Renderer
 from ggufdeploy.engine.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
-from ggufdeploy.engine.templates import ChatTemplate, missing_template
+from ggufdeploy.engine.templates import missing_template
 from ggufdeploy.errors import BadRequest, ContextOverflow
 
 # Some tokenizers recurse for every character (std::regex): 30,000 times "a" overflows the usual 8 MiB and kills the
@@ -47,22 +48,26 @@ class DeepThreads:
 
 
 class PromptReader:
-    """Renders and tokenizes. Thread-safe; call it on a thread with a large stack."""
+    """Renders and tokenizes. Thread-safe; call it on a thread with a large stack, and `close` it at the end."""
 
     def __init__(self, vocabulary: Vocabulary, *, context_tokens: int, n_vocab: int, template: str | None) -> None:
         self._vocabulary = vocabulary
         self._context_tokens = context_tokens
         self._n_vocab = n_vocab
-        self._template: ChatTemplate | BadRequest
         source = template or vocabulary.chat_template
-        try:
-            self._template = (
-                ChatTemplate(source, bos_text=vocabulary.bos_text, eos_text=vocabulary.eos_text)
-                if source
-                else missing_template()
-            )
-        except BadRequest as error:  # told to those who ask for chat; plain completions still work
-            self._template = error
+        self._renderer = (
+            Renderer(source, bos_text=vocabulary.bos_text, eos_text=vocabulary.eos_text) if source else None
+        )
+
+    def start(self) -> None:
+        """Start what the first chat request would have to wait for."""
+        if self._renderer is not None:
+            self._renderer.start()
+
+    def close(self) -> None:
+        """End the template's process; what another thread is rendering fails."""
+        if self._renderer is not None:
+            self._renderer.close()
 
     def read(self, prompt: Prompt) -> list[int]:
         """Return the prompt's tokens, at least one and fewer than the context holds.
@@ -89,9 +94,9 @@ class PromptReader:
         return self._vocabulary.tokenize(text, add_special=add_special)
 
     def _render(self, prompt: ChatPrompt) -> str:
-        if isinstance(self._template, BadRequest):
-            raise BadRequest(self._template.message, param=self._template.param)
-        text = self._template.render(prompt.messages, continue_last=prompt.continue_last)
+        if self._renderer is None:
+            raise missing_template()
+        text = self._renderer.render(prompt.messages, continue_last=prompt.continue_last)
         bos_text = self._vocabulary.bos_text
         if self._vocabulary.adds_bos and bos_text and text.startswith(bos_text):
             return text[len(bos_text) :]  # the tokenizer puts it there again

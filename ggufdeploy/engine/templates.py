@@ -1,4 +1,4 @@
-"""Chat templates: Jinja from a file nobody has vetted, so rendered in a sandbox, inside the worker process.
+"""Chat templates: Jinja from a file nobody has vetted, so rendered in a sandbox, in a process of its own.
 
 The environment is the one templates are written for: Hugging Face transformers' `apply_chat_template`
 (trim_blocks, lstrip_blocks, loop controls, raise_exception, strftime_now, tojson that leaves text readable).
@@ -21,10 +21,11 @@ from ggufdeploy.engine.request import ChatMessage
 from ggufdeploy.errors import BadRequest
 
 MAX_TEMPLATE_BYTES = 256 << 10
+_MAX_REASON_CHARS = 500
 
 
 class ChatTemplate:
-    """A compiled template. Rendering is thread-safe.
+    """A compiled template. Rendering is thread-safe; compiling and rendering may take for ever (see `rendering`).
 
     Raises BadRequest from the constructor when the template is too large or is not Jinja.
     """
@@ -38,6 +39,8 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise BadRequest(f"The model's chat template is broken at line {error.lineno}: {error.message}") from error
+        except Exception as error:  # nested too deeply, a constant too large: it cannot be compiled
+            raise BadRequest(f"The model's chat template is broken: {_reason(error)}") from error
 
     def render(self, messages: Sequence[ChatMessage], *, continue_last: bool = False) -> str:
         """Return the prompt for `messages`, ending where the assistant is to speak.
@@ -60,7 +63,9 @@ class ChatTemplate:
                 **self._tokens,
             )
         except Exception as error:  # a template is a program: whatever it trips over, it cannot render these messages
-            raise BadRequest(f"The model's chat template refused the messages: {error}", param="messages") from error
+            raise BadRequest(
+                f"The model's chat template refused the messages: {_reason(error)}", param="messages"
+            ) from error
 
 
 def missing_template() -> BadRequest:
@@ -69,6 +74,10 @@ def missing_template() -> BadRequest:
         "This model's file has no chat template: use /v1/completions, or serve it with --chat-template FILE.",
         param="messages",
     )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:_MAX_REASON_CHARS]
 
 
 def _as_dict(message: ChatMessage) -> dict[str, str]:

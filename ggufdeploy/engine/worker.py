@@ -8,7 +8,6 @@ stderr takes llama.cpp's log, so that the parent knows the last lines even when 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import signal
@@ -38,11 +37,11 @@ from ggufdeploy.engine.messages import (
     unpack_command,
     unpack_length,
 )
+from ggufdeploy.engine.parent import end_with_parent
 from ggufdeploy.engine.request import EngineConfig, Event, Stats
 from ggufdeploy.errors import EngineError, LoadFailed, RequestError
 
 _EXIT_BUG = 70
-_PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
 # How long a busy thread may keep the GIL from the engine's thread; Python's own 5 ms is a whole step.
 _SWITCH_INTERVAL_S = 0.0005
 _PROGRESS_STEP = 0.01
@@ -133,13 +132,6 @@ def _write_line(line: str) -> None:
     os.write(2, (line + "\n").encode("utf-8", errors="replace"))
 
 
-def _end_with_parent(parent: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
-        os._exit(0)
-
-
 def _exit_on_bug(args: threading.ExceptHookArgs) -> None:
     traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
     sys.stderr.flush()
@@ -152,7 +144,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
-    _end_with_parent(arguments.parent)
+    end_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.setswitchinterval(_SWITCH_INTERVAL_S)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 
 from ggufdeploy.engine.backend import Decoded
@@ -270,3 +273,47 @@ def test_stopping_fails_what_is_left(harness):
     h.engine.stop()
     h.engine.run()
     assert h.events[-1] == Failed("a", "engine_error", "The engine was stopped.")
+
+
+def test_a_chat_template_without_end_holds_up_no_plain_request_and_no_stop(fake_config):
+    ends = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+    backend = FakeBackend(chat_template=ends + "{% endfor %}" * 3)
+    harness = Harness(backend, fake_config)
+    thread = threading.Thread(target=harness.engine.run)
+    for number in range(4):  # more than there are threads
+        harness.submit(f"chat{number}", ChatPrompt((ChatMessage("user", "hi"),)))
+    thread.start()
+    harness.submit("plain")
+    deadline = time.monotonic() + 8  # less than a template's time limit
+    while not any(isinstance(event, Finished) for event in harness.of("plain")):
+        assert time.monotonic() < deadline
+    harness.engine.cancel("chat3")
+    harness.engine.stop()
+    thread.join(5)
+
+    assert not thread.is_alive()
+    assert [harness.of(f"chat{number}")[0].kind for number in range(3)] == ["engine_error"] * 3
+    assert not harness.of("chat3")
+    assert not psutil.Process().children()
+
+
+def test_what_is_cancelled_before_its_turn_is_never_prepared(fake_config):
+    harness = Harness(FakeBackend(), fake_config)
+    held, release = threading.Event(), threading.Event()
+    for _ in range(2):  # both threads
+        harness.engine._threads.call(lambda: (held.set(), release.wait(10)))
+    assert held.wait(10)
+    read: list[Prompt] = []
+    reader = harness.engine._reader
+    original = reader.read
+    reader.read = lambda prompt: (read.append(prompt), original(prompt))[1]
+    harness.submit("gone", "gone")
+    harness.engine.cancel("gone")
+    harness.submit("kept", "kept")
+    release.set()
+    harness.until_ended()
+
+    assert read == [TextPrompt("kept")]
+    assert not harness.engine._wanted
+    harness.engine._threads.close()
+    harness.engine._chat_threads.close()

@@ -4,6 +4,7 @@ import ctypes
 import queue
 import sys
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,33 +16,43 @@ from tests.fakes import BOS, FakeBackend
 CHAT = ChatPrompt((ChatMessage("user", "hi"),))
 
 
-def reader(backend: FakeBackend, template: str | None = None) -> PromptReader:
-    return PromptReader(backend, context_tokens=64, n_vocab=258, template=template)
+@pytest.fixture
+def reader() -> Iterator[Callable[..., PromptReader]]:
+    """Return a function that makes readers of 64 tokens; they are closed afterwards."""
+    made: list[PromptReader] = []
+
+    def make(backend: FakeBackend, template: str | None = None) -> PromptReader:
+        made.append(PromptReader(backend, context_tokens=64, n_vocab=258, template=template))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
 
 
-def test_the_begin_of_sequence_token_comes_once_although_template_and_tokenizer_both_add_it():
+def test_the_begin_of_sequence_token_comes_once_although_template_and_tokenizer_both_add_it(reader):
     backend = FakeBackend(chat_template="{{ bos_token }}{{ messages[0].content }}")
     backend.adds_bos = True
     assert reader(backend).read(CHAT) == [BOS, *b"hi"]
 
 
-def test_a_begin_of_sequence_text_stays_when_the_tokenizer_adds_none():
+def test_a_begin_of_sequence_text_stays_when_the_tokenizer_adds_none(reader):
     backend = FakeBackend(chat_template="{{ bos_token }}{{ messages[0].content }}")
     assert reader(backend).read(CHAT) == list(b"<s>hi")
 
 
-def test_a_given_template_replaces_the_models():
+def test_a_given_template_replaces_the_models(reader):
     assert reader(FakeBackend(), "[{{ messages[0].content }}]").read(CHAT) == list(b"[hi]")
 
 
-def test_a_broken_template_fails_chat_and_not_plain_text():
+def test_a_broken_template_fails_chat_and_not_plain_text(reader):
     broken = reader(FakeBackend(chat_template="{% if %}"))
     with pytest.raises(BadRequest, match="broken"):
         broken.read(CHAT)
     assert broken.read(TextPrompt("hi")) == list(b"hi")
 
 
-def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(monkeypatch):
+def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(reader, monkeypatch):
     backend = FakeBackend()
     monkeypatch.setattr(backend, "tokenize", lambda *_, **__: pytest.fail("it was tokenized"))
     with pytest.raises(ContextOverflow):
