@@ -127,7 +127,8 @@ class DryRun:
         if timed_out:
             return EngineError(f"llama.cpp's dry run did not answer within {TIMEOUT_S:.0f} s", log=log)
         reason = next((line for line in reversed(log) if "error loading" in line), f"it ended with status {code}")
-        return EngineError(f"llama.cpp cannot load this model: {reason}", log=log)
+        hint = "see the engine's version and what it can do: ggufdeploy doctor"
+        return EngineError(f"llama.cpp cannot load this model: {reason}", log=log, hint=hint)
 
     def _end(self) -> None:
         child, self._child = self._child, None
