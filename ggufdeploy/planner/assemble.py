@@ -184,7 +184,10 @@ def _alternative(option: Option, chosen: Option, request: PlanRequest) -> PlanAl
 
 def _why_not(option: Option, chosen: Option) -> str:
     if option.verdict == "impossible":
-        return f"does not fit: {format_file_size(option.candidate.total_bytes)}, {_short(option)} short"
+        short = f", {_short(option)} of VRAM short" if option.short_bytes else ""
+        return f"does not fit: {format_file_size(option.candidate.total_bytes)}{short}"
+    if option.verdict == "disk" and chosen.verdict not in ("gpu", "disk"):
+        return "exceeds the RAM: part of it would be read from disk"
     if option.short_bytes and chosen.verdict == "gpu":
         now, rate = option.speed.decode_tokens_per_s, chosen.speed.decode_tokens_per_s
         slower = f", {rate / now:.1f} times slower" if now and rate else ""

@@ -146,16 +146,19 @@ def staging_bytes(model: ModelInfo, placement: Placement) -> int:
 PIPELINE_COPIES = 4
 
 
-def pipeline_bytes(model: ModelInfo, request: PlanRequest, placement: Placement) -> int:
-    """Return what a second GPU adds to the compute buffer of each, with every layer on GPUs and no override.
+def pipeline_bytes(model: ModelInfo, request: PlanRequest, placement: Placement) -> tuple[int, int]:
+    """Return what a second GPU adds to the compute buffers (of each GPU, of the host) when no weight is on the host.
 
-    Batches then overlap, so masks and the activations between GPUs exist PIPELINE_COPIES times. Source: llama.cpp
-    src/llama-context.cpp (pipeline_parallel), ggml/src/ggml-backend.cpp (GGML_SCHED_MAX_COPIES).
+    Batches then overlap, so what is handed over exists PIPELINE_COPIES times: the mask and the embeddings, and between
+    GPUs the residual beside the activations. Source: llama.cpp src/llama-context.cpp (pipeline_parallel) and
+    ggml/src/ggml-backend.cpp (GGML_SCHED_MAX_COPIES); its own figures for two devices.
     """
     if placement.n_devices < 2 or placement.strategy != "full":
-        return 0
+        return 0, 0
+    mask = mask_bytes(model, request)
     activations = 4 * min(request.n_ubatch, request.kv_cells) * model.embedding_length
-    return (PIPELINE_COPIES - 1) * (mask_bytes(model, request) + activations)
+    more = PIPELINE_COPIES - 1
+    return more * mask + (2 * PIPELINE_COPIES - 1) * activations, more * (mask + activations)
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ class FormulaMemory:
     def usage(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> Usage:
         """See `MemoryModel.usage`. Host compute is the CPU's own buffer."""
         devices = []
-        compute = compute_bytes(model, request) + pipeline_bytes(model, request, placement)
+        compute = compute_bytes(model, request) + pipeline_bytes(model, request, placement)[0]
         staging = staging_bytes(model, placement)
         compute += staging
         for device in range(placement.n_devices):
@@ -197,8 +200,8 @@ class FormulaMemory:
         if placement.output_device is None and not model.tied_embeddings:
             weights += model.output_bytes
         on_host = bool(placement.host_layers) or placement.output_device is None
-        compute = compute_bytes(model, request, k=4) if on_host else 16 * MIB + 2 * request.n_ubatch * request.kv_cells
-        compute += output_bytes(model, request)
+        compute = compute_bytes(model, request, k=4) if on_host else 16 * MIB + mask_bytes(model, request)
+        compute += pipeline_bytes(model, request, placement)[1] + output_bytes(model, request)
         return DeviceUsage(weights, self._kv(model, request, placement.host_layers), compute)
 
     def _kv(self, model: ModelInfo, request: PlanRequest, layers: range) -> int:

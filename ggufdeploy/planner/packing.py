@@ -19,7 +19,7 @@ def balanced(model: ModelInfo, request: PlanRequest, items: int, experts: int, b
     whether any split holds them, as every device gets a run of layers and takes as many as it can.
     """
     sketch = Placement(model.n_layers, (items,) + (0,) * (len(budgets) - 1), experts)
-    fixed = compute_bytes(model, request) + staging_bytes(model, sketch) + pipeline_bytes(model, request, sketch)
+    fixed = compute_bytes(model, request) + staging_bytes(model, sketch) + pipeline_bytes(model, request, sketch)[0]
     costs = [_block_bytes(model, request, i, sketch) for i in range(model.n_layers)] + [model.output_bytes]
     shares = pack(costs[len(costs) - items :], [max(budget - fixed, 0) for budget in budgets])
     return Placement(model.n_layers, shares, experts)
