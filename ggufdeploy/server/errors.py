@@ -65,6 +65,7 @@ HTTP_SHAPES: Mapping[int, Shape] = {
     413: Shape(413, "invalid_request_error", "request_too_large"),
     415: Shape(415, "invalid_request_error", "unsupported_media_type"),
 }
+_MAX_PATH_CHARS = 200
 
 
 def shape_of(error: Exception, *, accepting: bool) -> Shape:
@@ -135,7 +136,7 @@ class ErrorHandlers:
         """Answer for what Starlette's router raises: unknown path, wrong method."""
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
-        message, where = error.detail, f"{request.method} {request.url.path}"
+        message, where = error.detail, f"{request.method} {request.url.path}"[:_MAX_PATH_CHARS]
         if error.status_code == 404:
             message = f"There is no {where}."
         elif error.status_code == 405:

@@ -12,6 +12,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ggufdeploy.errors import BadValue, PortBusy
+from ggufdeploy.server.protocol import TimedH11
 from ggufdeploy.server.state import Inflight
 
 _BACKLOG = 2048
@@ -109,11 +110,12 @@ def _uvicorn_config(app: Starlette) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=TimedH11,
         ws="none",
         interface="asgi3",
         lifespan="off",
         log_config=None,
+        log_level="error",  # below are words about garbage on the wire, which anybody can send
         access_log=False,
         proxy_headers=False,
         server_header=False,

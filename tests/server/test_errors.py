@@ -123,3 +123,9 @@ def test_a_model_that_did_not_load_is_a_503_with_the_reason_and_no_retry(make_cl
 def test_a_stopped_engine_is_a_503(make_client):
     response = make_client(engine=FakeEngine(phase="stopped")).post(PATH, json=BODY)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "service_unavailable")
+
+
+def test_a_long_path_is_not_repeated_in_full(client):
+    answer = client.get("/" + "a" * 50_000)
+    assert answer.status_code == 404
+    assert len(answer.content) < 500
