@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+_INTERRUPTED = 130
+
 
 def entry() -> NoReturn:
     """Run as the console script: like `main`, then exit the process."""
@@ -18,8 +20,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Never raises: every error becomes text on stderr (one JSON line under --json) and a code from `errors.EXIT_CODES`.
     """
-    from ggufdeploy.cli import errors
-    from ggufdeploy.cli.app import app
+    try:
+        from ggufdeploy.cli import errors
+        from ggufdeploy.cli.app import app
+    except KeyboardInterrupt:  # nothing that could say it nicely is there yet
+        sys.stderr.write("error: interrupted\n")
+        return _INTERRUPTED
 
     args = list(sys.argv[1:] if argv is None else argv)
     color = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None

@@ -22,7 +22,8 @@ from ggufdeploy.units import parse_bytes, parse_tokens
 if TYPE_CHECKING:
     from ggufdeploy.hardware.catalog import GpuSpec
 
-# The planner's own Literals, repeated so that --help needs no planner; a test compares them.
+# The planner's own Literals, and the engine's limit, repeated so that --help needs neither; a test compares them.
+MAX_SLOTS = 256
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 PREFERENCES = ("balanced", "quality", "speed")
 OFFLOAD_POLICIES = ("auto", "experts", "layers", "none")
@@ -116,7 +117,7 @@ ctx_option = _plan(
     help="Longest single request, like 32k; all slots share it.  [default: the profile's]",
 )  # fmt: skip
 slots_option = _plan(
-    "--slots", type=click.IntRange(min=1), metavar="N", help="Requests served at once.  [default: the profile's]"
+    "--slots", type=click.IntRange(1, MAX_SLOTS), metavar="N", help="Requests served at once.  [default: the profile's]"
 )
 quant_option = _plan(
     "--quant", "quantization", metavar="NAME", help="Quantization, like Q4_K_M.  [default: the best that fits]"

@@ -13,6 +13,7 @@ from ggufdeploy.cli import options
 from ggufdeploy.cli.app import COMMANDS, app
 from ggufdeploy.cli.command import Command
 from ggufdeploy.cli.reference import reference
+from ggufdeploy.engine.parameters import MAX_SLOTS
 from ggufdeploy.planner.request import KvType, OffloadPolicy, Preference
 
 
@@ -79,6 +80,7 @@ def test_the_same_flag_means_the_same_everywhere():
 
 def test_choices_are_the_planners():
     assert typing.get_args(KvType) == options.KV_TYPES
+    assert options.MAX_SLOTS == MAX_SLOTS
     assert typing.get_args(Preference) == options.PREFERENCES
     assert typing.get_args(OffloadPolicy) == options.OFFLOAD_POLICIES
 

@@ -207,3 +207,17 @@ def test_an_unknown_variable_names_the_nearest(run, monkeypatch):
         "error: unknown environment variable GGUFDEPLOY_CACH_DIR",
         "hint: did you mean GGUFDEPLOY_CACHE_DIR?",
     ]
+
+
+def test_ctrl_c_while_the_command_line_is_still_being_imported_shows_no_traceback():
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from ggufdeploy.cli import entry\n"
+        "entry()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
