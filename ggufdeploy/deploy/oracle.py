@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ggufdeploy.deploy.sources import Headers
@@ -58,9 +59,25 @@ class EngineMemory:
         answer = self._dry_run.ask(engine_config(request, on_cpu(model.n_layers, 0), self._path))
         return answer.host.kv_bytes
 
+    def machine_seen(self, model: ModelInfo, request: PlanRequest) -> Machine:
+        """Return the machine with llama.cpp's own reading of what is free on each GPU, in place of the driver's.
+
+        Raises EngineError, NoDryRun.
+        """
+        output_only = Placement(model.n_layers, (1,) + (0,) * (len(self._machine.devices) - 1))
+        answer = self._answer(request, output_only)
+        _match(answer, output_only, self._machine)
+        free = {part.name: part.free_bytes for part in answer.devices}
+        devices = tuple(
+            replace(device, free_bytes=free[device.name], free_is_estimate=False) for device in self._machine.devices
+        )
+        return replace(self._machine, devices=devices)
+
+    def _answer(self, request: PlanRequest, placement: Placement) -> DryRunAnswer:
+        return self._dry_run.ask(engine_config(request, placement, self._path, rpc_endpoints=self._rpc_endpoints))
+
     def _ask(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> Usage:
-        config = engine_config(request, placement, self._path, rpc_endpoints=self._rpc_endpoints)
-        answer = self._dry_run.ask(config)
+        answer = self._answer(request, placement)
         devices = _match(answer, placement, self._machine)
         # Host weights that the CPU backend repacks are missing from the host record: take the remainder.
         on_devices = sum(part.weights_bytes for part in devices)

@@ -173,8 +173,10 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     info = candidates.all()[0].info
     request = _within_training(request, wish, info)
     _check_engine_limits(request, info)
-    result = _search_exactly(candidates, request, machine)
-    result = _confirm(result, candidates, request, machine, rpc_endpoints)
+    with DryRun() as dry_run:
+        machine = _as_the_engine_sees_it(machine, dry_run, candidates, request)
+        result = _search_exactly(candidates, request, machine)
+        result = _confirm(result, dry_run, candidates, request, machine, rpc_endpoints)
     typed = Invocation(ref, {"slots": wish.slots, "reserve": wish.reserve_bytes or None, "ubatch": wish.n_ubatch})
     option = result.chosen
     if option is None:
@@ -276,8 +278,23 @@ def _doubtful(result: SearchResult) -> str | None:
     return None
 
 
+def _as_the_engine_sees_it(machine: Machine, dry_run: DryRun, candidates: _Candidates, request: PlanRequest) -> Machine:
+    """Return a real machine with the free memory llama.cpp reads on its GPUs; any header will do for the question."""
+    known = next((item for item in candidates.all() if item.exact), None)
+    if machine.simulated or known is None or not any(device.kind == "gpu" for device in machine.devices):
+        return machine
+    headers = candidates.headers(known.quantization)
+    assert headers is not None
+    try:
+        with model_file(headers) as path:
+            return EngineMemory(dry_run, str(path), machine).machine_seen(known.info, request)
+    except NoDryRun:
+        return machine  # the driver's reading stands, as an estimate
+
+
 def _confirm(
     result: SearchResult,
+    dry_run: DryRun,
     candidates: _Candidates,
     request: PlanRequest,
     machine: Machine,
@@ -289,20 +306,19 @@ def _confirm(
     says "estimate". Without a header, or where the build has no dry run, the formula's figures stand as estimates.
     """
     confirmed: dict[str, Option] = {}
-    with DryRun() as dry_run:
-        while result.chosen is not None and result.chosen.candidate.quantization not in confirmed:
-            name = result.chosen.candidate.quantization
-            if not candidates.read(name):
-                return result
-            candidate = next(item for item in candidates.all() if item.quantization == name)
-            headers = candidates.headers(name)
-            assert headers is not None
-            try:
-                confirmed[name] = _ask(dry_run, candidate, headers, request, machine, rpc_endpoints)
-            except NoDryRun:
-                return result  # its figures are the formula's and say so
-            options = tuple(confirmed.get(o.candidate.quantization, o) for o in result.options)
-            result = SearchResult(choose(options, request), options)
+    while result.chosen is not None and result.chosen.candidate.quantization not in confirmed:
+        name = result.chosen.candidate.quantization
+        if not candidates.read(name):
+            return result
+        candidate = next(item for item in candidates.all() if item.quantization == name)
+        headers = candidates.headers(name)
+        assert headers is not None
+        try:
+            confirmed[name] = _ask(dry_run, candidate, headers, request, machine, rpc_endpoints)
+        except NoDryRun:
+            return result  # its figures are the formula's and say so
+        options = tuple(confirmed.get(o.candidate.quantization, o) for o in result.options)
+        result = SearchResult(choose(options, request), options)
     return result
 
 

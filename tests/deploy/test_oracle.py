@@ -56,8 +56,18 @@ def ladder(tmp_path) -> Path:
     return folder
 
 
+def test_free_memory_is_what_llama_cpp_reads_not_the_drivers():
+    host = machine(gpu(8 * GIB, 0), gpu(8 * GIB, 1))
+    seen = EngineMemory(Answers("CUDA0", "CUDA1"), "m.gguf", host).machine_seen(model(), REQUEST)
+    assert [(device.free_bytes, device.free_is_estimate) for device in seen.devices] == [(GIB, False)] * 2
+    assert replace(seen, devices=host.devices) == host
+
+
 class Heavy(EngineMemory):
     """An engine whose compute buffers are 1 GiB larger than the formula says."""
+
+    def machine_seen(self, info, request):
+        return self._machine
 
     def usage(self, info, request, placement):
         usage = planning.FormulaMemory().usage(info, request, placement)
