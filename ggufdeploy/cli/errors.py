@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -66,6 +67,8 @@ EXIT_MEANINGS: Mapping[int, str] = MappingProxyType(
 )
 
 _LOG_LINES = 5
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_OF_THE_SYSTEM = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,21 @@ def describe(error: BaseException) -> Report:
         return Report("usage", error.format_message(), hint, USAGE)
     if isinstance(error, click.ClickException):
         return Report("failed", error.format_message(), None, error.exit_code)
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        return _of_the_system(error)
     trace = "".join(traceback.format_exception(error))
     message = f"{type(error).__name__}: {error}"
     hint = f"this is a bug in ggufdeploy {__version__}: please report it with the traceback and the command"
     return Report("bug", message, hint, BUG, trace=trace)
+
+
+def _of_the_system(error: OSError) -> Report:
+    """Describe a disk or folder that refuses, which no code here can mend. ENOENT is not one: it may be a bug."""
+    where = f"{error.filename}: " if error.filename else ""
+    hint = "check the folder and its permissions; GGUFDEPLOY_CACHE_DIR and HF_HOME say where files go"
+    full = error.errno in _FULL
+    code = EXIT_CODES[NoDiskSpace] if full else 1
+    return Report("no_disk_space" if full else "system", f"{where}{error.strerror}", None if full else hint, code)
 
 
 def exit_code(error: GgufdeployError) -> int:

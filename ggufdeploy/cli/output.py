@@ -75,7 +75,8 @@ class Output:
 
     def write(self, text: str) -> None:
         """Print a piece of a longer result at once, without a newline."""
-        click.echo(_encodable(printable(text) if sys.stdout.isatty() else text, sys.stdout), nl=False)
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: started with stdout closed
+        click.echo(_encodable(printable(text) if on_terminal else text, sys.stdout), nl=False)
 
     def note(self, text: str) -> None:
         """Say what happens, on stderr; not under --json or --quiet."""

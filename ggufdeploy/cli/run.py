@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ def run(
     from ggufdeploy.deploy.running import ServeOptions, engine_config, listen
 
     settings = read_settings()
-    options = ServeOptions(host, port, _api_key(api_key_file, settings), ready_file)
+    options = ServeOptions(host, port, _api_key(api_key_file, settings), _writable(ready_file))
     sock = listen(options) if prompt is None and not dry_run else None
     try:
         planned = _plan(model, wish, revision, out, settings, dry_run)
@@ -84,7 +85,7 @@ def run(
         planned, path = _fetch(planned, out)
         config = engine_config(planned, path)
         if sock is None:
-            return _answer(planned, config, prompt or "", max_tokens, out)
+            return _answer(planned, config, _as_typed(prompt or ""), max_tokens, out)
         return _serve(planned, config, options, sock, out)
     finally:
         if sock is not None:
@@ -98,9 +99,26 @@ def _api_key(file: Path | None, settings: Settings) -> str | None:
         key = file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise BadValue("--api-key-file", f"--api-key-file {file} cannot be read: {error.strerror}") from error
-    if not key:
-        raise BadValue("--api-key-file", f"--api-key-file {file} is empty", hint="put the key in it, on one line")
+    except UnicodeDecodeError as error:
+        raise BadValue("--api-key-file", f"--api-key-file {file} is not text: {error}") from error
+    if not key or not key.isprintable():
+        what = "has several lines or control characters" if key else "is empty"
+        raise BadValue("--api-key-file", f"--api-key-file {file} {what}", hint="put the key in it, on one line")
     return key
+
+
+def _writable(ready_file: Path | None) -> Path | None:
+    """Say now what would else be said only when the model is loaded. Raises BadValue."""
+    if ready_file is not None and not os.access(ready_file.absolute().parent, os.W_OK | os.X_OK):
+        folder = ready_file.absolute().parent
+        reason = "may not be written to" if folder.is_dir() else "is not a folder"
+        raise BadValue("--ready-file", f"--ready-file {ready_file}: {folder} {reason}")
+    return ready_file
+
+
+def _as_typed(prompt: str) -> str:
+    """Return what was typed as UTF-8, whatever the locale; Python hands over undecodable bytes as lone surrogates."""
+    return os.fsencode(prompt).decode("utf-8", errors="replace")
 
 
 def _plan(

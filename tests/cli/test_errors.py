@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def test_an_exit_code_of_a_command_is_returned(run, monkeypatch):
         (["profiles", "lst"], "No such command 'lst'. Did you mean 'list'?", "ggufdeploy profiles --help"),
         (["doctor", "--jsn"], "No such option '--jsn'. Did you mean '--json'?", "ggufdeploy doctor --help"),
         (["profiles", "show"], "Missing argument 'NAME'.", "ggufdeploy profiles show --help"),
-        (["pull", "m", "--slots", "0"], "Invalid value for '--slots': 0 is not in the range x>=1.",
+        (["pull", "m", "--slots", "0"], "Invalid value for '--slots': 0 is not in the range 1<=x<=256.",
          "ggufdeploy pull --help"),
     ],
 )  # fmt: skip
@@ -221,3 +222,20 @@ def test_ctrl_c_while_the_command_line_is_still_being_imported_shows_no_tracebac
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "type_"),
+    [(errno.ENOSPC, 7, "no_disk_space"), (errno.EACCES, 1, "system"), (errno.EROFS, 1, "system")],
+)
+def test_a_disk_that_refuses_is_no_bug(number, code, type_, fail):
+    error = OSError(number, os.strerror(number), "/data/models")
+    text, document = fail(error), fail(error, "--json")
+
+    assert (text.code, document.error["type"]) == (code, type_)
+    assert text.err.splitlines()[0] == f"error: /data/models: {os.strerror(number)}"
+    assert "Traceback" not in text.err
+
+
+def test_a_missing_file_nobody_expected_stays_a_bug(fail):
+    assert fail(FileNotFoundError(errno.ENOENT, "No such file or directory", "x")).code == 70
