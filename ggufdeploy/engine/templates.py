@@ -71,7 +71,7 @@ class ChatTemplate:
 def missing_template() -> BadRequest:
     """Return the error for a chat request to a model without a template."""
     return BadRequest(
-        "This model's file has no chat template: use /v1/completions, or serve it with --chat-template FILE.",
+        "This model's file has no chat template: use /v1/completions, or put a chat_template into a profile.",
         param="messages",
     )
 
