@@ -199,7 +199,7 @@ def test_chat_without_a_template_says_what_to_do(harness):
     h = harness(chat_template=None)
     h.submit("a", prompt=ChatPrompt((ChatMessage("user", "hi"),)))
     h.until_ended()
-    assert "--chat-template" in h.events[0].message
+    assert "profile" in h.events[0].message
 
 
 def test_cancelling_frees_the_slot_within_one_step(harness):
