@@ -99,7 +99,7 @@ run_tests() {
     check "mypy" "$bin/mypy"
     check "shellcheck" "$bin/shellcheck" --external-sources --check-sourced install.sh .ci/run
     tests "fast tests" "$bin/pytest"
-    tests "tests with the real engine" "$bin/pytest" -m engine
+    tests "tests with the real engine, and slow ones" "$bin/pytest" -m "engine or slow"
     tests "tests of the installation" "$bin/pytest" -m install
     if ((DRY_RUN)); then return; fi
     say ""

@@ -243,6 +243,7 @@ def demo_here(settings):
     return path
 
 
+@pytest.mark.slow
 def test_a_demo_model_that_does_not_load_is_a_problem(settings, demo_here):
     (finding,) = checks.check_generation(settings, BARE)
     assert finding.status == "problem"

@@ -15,6 +15,8 @@ from tests.cli.conftest import REPO
 from tests.gguf_shapes import CHAT_TEMPLATE
 from tests.gguf_writer import TINY_LLAMA, TINY_MIXTRAL, write_model
 
+pytestmark = pytest.mark.slow
+
 
 def sizes(hub):
     return {path.name: path.stat().st_size for path in (hub.root / REPO).iterdir()}

@@ -13,6 +13,8 @@ from tests.deploy.conftest import ggufdeploy
 from tests.gguf_writer import TINY_LLAMA, write_model
 from tests.standin_hub import StandinHub
 
+pytestmark = pytest.mark.slow
+
 
 def fails(code: int, *args: str, says: str, hint: str | None = None) -> str:
     """Run, check code and texts, and return stderr."""

@@ -24,6 +24,8 @@ from ggufdeploy.units import GIB, MIB
 from tests.gguf_writer import LLAMA_31_8B, TINY_LLAMA, write_model
 from tests.planner.models import gpu, machine, model
 
+pytestmark = pytest.mark.slow
+
 REQUEST = PlanRequest(context_tokens=512, slots=2)
 
 

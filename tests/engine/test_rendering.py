@@ -48,6 +48,7 @@ def test_a_broken_template_is_told_at_every_request(renderer):
             chat.render([USER])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [ENDLESS, "{{ 9 ** (9 ** 9) }}"], ids=["rendering", "compiling"])
 def test_a_template_without_end_is_one_failed_request_and_no_process(renderer, source):
     chat = renderer(source, timeout_s=1.0)
@@ -70,6 +71,7 @@ def test_a_template_nested_too_deeply_is_refused(renderer):
         renderer("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}").render([USER])
 
 
+@pytest.mark.slow
 def test_after_a_rendering_without_end_the_next_one_works(renderer):
     chat = renderer(ENDLESS_FOR_LOOP, timeout_s=5.0)
 

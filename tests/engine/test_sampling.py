@@ -73,6 +73,7 @@ def test_draws_follow_the_probabilities(params, temperature):
     assert [counts[token] / 4000 for token in range(3)] == pytest.approx(wanted.tolist(), abs=0.03)
 
 
+@pytest.mark.slow
 def test_many_unlikely_tokens_get_their_share_and_no_more():
     n_vocab = 1000
     row = np.full(n_vocab, -12.5, np.float32)  # further away than ln(1000) + 5, so drawn by rejection

@@ -3,6 +3,7 @@
 import contextlib
 import io
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,7 @@ def survive(data: bytes, file_bytes: int | None) -> None:
         model_info([read_header(io.BytesIO(data), source="m.gguf", file_bytes=file_bytes)])
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, database=None)
 @given(st.sampled_from(BASES), edits, st.sampled_from([None, 0, 1000, 1 << 40]))
 def test_mutated_headers_only_raise_bad_gguf(base, changes, file_bytes):

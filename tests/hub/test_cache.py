@@ -10,6 +10,8 @@ from ggufdeploy.hub.download import download_artifact
 from ggufdeploy.hub.layout import RepoCache
 from tests.hub.conftest import REPO
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pull(client):

@@ -20,6 +20,8 @@ from ggufdeploy.hub.layout import RepoCache
 from ggufdeploy.hub.session import HubClient
 from tests.hub.conftest import QUICK, REPO, WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 NAME = f"{REPO}/tiny.Q8_0.gguf"
 
 

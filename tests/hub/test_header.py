@@ -7,6 +7,8 @@ from ggufdeploy.hub.header import fetch_header, fetch_headers
 from ggufdeploy.units import MIB
 from tests.gguf_writer import TINY_LLAMA, GgufBuilder, write_model
 
+pytestmark = pytest.mark.slow
+
 REPO = "acme/model-GGUF"
 
 

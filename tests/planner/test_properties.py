@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,8 @@ from ggufdeploy.planner.scale import scale
 from ggufdeploy.planner.search import Option, SearchResult, evaluate, fits, search
 from ggufdeploy.units import GIB, MIB
 from tests.planner.models import candidate, gpu, machine, model
+
+pytestmark = pytest.mark.slow  # hundreds of random machines each
 
 MEMORY = FormulaMemory()
 BITS = {"Q8_0": 8.5, "Q6_K": 6.6, "Q4_K_M": 4.8, "Q3_K_S": 3.5, "Q2_K": 2.6}

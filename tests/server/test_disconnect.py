@@ -9,6 +9,8 @@ import pytest
 from tests.fakes import Script
 from tests.server.conftest import MESSAGES, WatchedEngine, serving, soon
 
+pytestmark = pytest.mark.slow
+
 CHAT = "/v1/chat/completions"
 ROUTES = [
     (CHAT, {"messages": MESSAGES}),

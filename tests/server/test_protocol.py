@@ -8,6 +8,8 @@ import pytest
 from ggufdeploy.server.protocol import TimedH11
 from tests.server.conftest import MESSAGES, http_request, serving, soon
 
+pytestmark = pytest.mark.slow
+
 HEALTH = http_request("/health", None)
 
 
