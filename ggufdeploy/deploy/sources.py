@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ggufdeploy.errors import BadGguf, BadValue, NotFound, Unreachable
 from ggufdeploy.gguf.reader import Header, read_header_file
+from ggufdeploy.gguf.types import file_type_name
 from ggufdeploy.hub.cache import find_cached
 from ggufdeploy.hub.catalog import Artifact, Catalogue, GgufFile, list_repository, parse_quantization
 from ggufdeploy.hub.download import Progress, download_artifact
@@ -257,18 +258,26 @@ def local_source(path: Path, name: str | None = None, profile: Profile | None = 
     """
     if not path.exists():
         raise NotFound("file", str(path), f"file not found: {path}", hint="check the path, or name a model to fetch")
+    if not path.is_dir() and not path.is_file():
+        raise BadValue("MODEL", f"{path} is neither a file nor a directory", hint="name a .gguf file")
     files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
     if not files:
         raise NotFound("file", str(path), f"no .gguf file in {path}", hint="name a file, or a model to fetch")
     found: dict[str, list[Path]] = {}
     for file in files:
         paths = _all_shards(file)
-        quantization = parse_quantization(file.name) or "unknown"
+        quantization = parse_quantization(file.name) or _stated_quantization(paths[0])
         if found.get(quantization, paths) != paths:
             raise BadValue("MODEL", f"{path} holds several {quantization} files", hint="name one of the files")
         found[quantization] = paths
     stem = files[0].name.removesuffix(".gguf") if path.is_file() else path.resolve().name
     return LocalSource(name or stem, found, profile)
+
+
+def _stated_quantization(file: Path) -> str:
+    """Return what the header says, for a file whose name says nothing. Raises BadGguf."""
+    stated = read_header_file(file).metadata.get("general.file_type")
+    return (file_type_name(stated) if isinstance(stated, int) else None) or "unknown"
 
 
 def _all_shards(file: Path) -> list[Path]:

@@ -35,6 +35,7 @@ from ggufdeploy.engine.messages import (
     unpack_length,
     unpack_report,
 )
+from ggufdeploy.engine.parent import child_environment
 from ggufdeploy.engine.request import EngineConfig, Event, Failed, Finished, GenerateRequest, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.errors import (
@@ -50,9 +51,6 @@ from ggufdeploy.errors import (
 _RETRY_WHILE_LOADING_S = 2.0
 _RETRY_WHEN_FULL_S = 5.0
 _EXIT_TIMEOUT_S = 10.0
-
-# The worker parses files nobody has vetted; it has no use for these.
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GGUFDEPLOY_API_KEY")
 
 
 class EngineClient:
@@ -187,8 +185,7 @@ class EngineClient:
                 stderr=asyncio.subprocess.STDOUT,
                 # `-m` imports from the working directory first: let that be ours, not whatever the user is in.
                 cwd=Path(ggufdeploy.__file__).parents[1],
-                env={name: value for name, value in os.environ.items() if name not in _SECRETS}
-                | {"GGML_NO_BACKTRACE": "1"},
+                env=child_environment(),
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)
         config = msgspec.structs.replace(self._config, model_path=str(Path(self._config.model_path).absolute()))

@@ -22,6 +22,7 @@ import msgspec
 import ggufdeploy
 from ggufdeploy.engine.native import Native
 from ggufdeploy.engine.parameters import context_params, model_params
+from ggufdeploy.engine.parent import child_environment
 from ggufdeploy.engine.request import EngineConfig
 from ggufdeploy.errors import EngineError, NoDryRun
 
@@ -103,14 +104,13 @@ class DryRun:
         return reply.answer
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         # `-m` imports from the working directory first: let that be ours, not whatever the user is in.
         self._child = subprocess.Popen(
             [sys.executable, "-m", "ggufdeploy.engine.dryrun"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environment,
+            env=child_environment(),
             cwd=Path(ggufdeploy.__file__).parents[1],
         )
         return self._child

@@ -134,3 +134,16 @@ def test_an_address_beyond_loopback_needs_a_key(model):
 def test_nothing_is_left_in_the_cache_after_a_failed_plan(hub, settings):
     fails(3, "plan", "acme/tiny-GGUF:Q9_Z", says="Q9_Z")
     assert not list(settings.hf_cache_dir.rglob("*.gguf"))
+
+
+def test_a_pipe_is_no_model(tmp_path):
+    pipe = tmp_path / "model.gguf"
+    os.mkfifo(pipe)
+    fails(2, "plan", str(pipe), says="neither a file nor a directory")
+
+
+def test_a_file_whose_name_says_nothing_is_called_as_its_header_says(tmp_path):
+    write_model_at(tmp_path / "tiny.F16.gguf").rename(tmp_path / "model.gguf")
+    result = ggufdeploy("plan", str(tmp_path / "model.gguf"), "--json")
+    assert result.code == 0, result.stderr
+    assert result.document["quantization"]["name"] == "F16"
