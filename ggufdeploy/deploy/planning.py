@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from ggufdeploy.deploy.candidates import Candidates
 from ggufdeploy.deploy.oracle import EngineMemory, model_file
 from ggufdeploy.deploy.sources import Headers, OnProgress, Source, local_source
 from ggufdeploy.engine.dryrun import DryRun
 from ggufdeploy.engine.parameters import MAX_SLOTS
 from ggufdeploy.errors import BadValue, NoDryRun, NotFound, nearest
-from ggufdeploy.gguf.model import ModelInfo, model_info
+from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.catalog import list_gpus
 from ggufdeploy.hardware.cpu import measure_ram_bandwidth_bytes_per_s
 from ggufdeploy.hardware.machine import Machine
@@ -23,8 +24,7 @@ from ggufdeploy.planner.assemble import make_plan
 from ggufdeploy.planner.memory import FormulaMemory, kv_type_misfit
 from ggufdeploy.planner.plan import Plan
 from ggufdeploy.planner.refusal import does_not_fit
-from ggufdeploy.planner.request import Candidate, KvType, OffloadPolicy, PlanFile, PlanRequest, Preference
-from ggufdeploy.planner.scale import Shape, derive, scale
+from ggufdeploy.planner.request import Candidate, KvType, OffloadPolicy, PlanRequest, Preference
 from ggufdeploy.planner.search import Option, SearchResult, choose, evaluate, search
 from ggufdeploy.profiles.profile import Preset, Profile
 
@@ -96,67 +96,6 @@ def _preset_kv_type(preset: Preset | None) -> KvType | None:
     return next((name for name in get_args(KvType) if preset is not None and name == preset.kv_type), None)
 
 
-class _Candidates:
-    """The source's quantizations as candidates; each becomes exact when its header is read."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-        self._headers: dict[str, Headers] = {}
-        self._infos: dict[str, ModelInfo] = {}
-        self.artifacts = {artifact.quantization: artifact for artifact in source.artifacts}
-        if not self.artifacts:
-            raise NotFound("quantization", source.name, f"{source.name} offers no GGUF quantization")
-
-    def read(self, quantization: str) -> bool:
-        """Read this quantization's own header. Returns False when it cannot be had before the download."""
-        if quantization in self._infos:
-            return True
-        headers = self._source.headers(self.artifacts[quantization])
-        if headers is None:
-            return False
-        self._headers[quantization] = headers
-        self._infos[quantization] = model_info([shard.header for shard in headers.shards])
-        return True
-
-    def headers(self, quantization: str) -> Headers | None:
-        """Return the headers read so far for this quantization."""
-        return self._headers.get(quantization)
-
-    def all(self) -> list[Candidate]:
-        """Return every quantization, exact where its header was read."""
-        return [self._candidate(artifact) for artifact in self.artifacts.values()]
-
-    def _candidate(self, artifact: Artifact) -> Candidate:
-        name = artifact.quantization
-        files = tuple(PlanFile(file.path, file.n_bytes, file.sha256) for file in artifact.files)
-        if name in self._infos:
-            return Candidate(name, files, self._infos[name], True, self._headers[name].origin)
-        if self._infos:
-            known, info = next(iter(self._infos.items()))
-            return Candidate(name, files, scale(info, artifact.total_bytes), False, self._headers[known].origin)
-        return Candidate(name, files, derive(self._shape(), artifact.total_bytes), False, "profile")
-
-    def _shape(self) -> Shape:
-        profile = self._source.profile
-        facts = profile.facts if profile else None
-        if (
-            profile is None
-            or facts is None
-            or not (facts.n_layers and facts.n_heads and facts.n_kv_heads and facts.head_size and facts.n_params)
-        ):
-            raise NotFound(
-                "model",
-                self._source.name,
-                f"nothing is known about the shape of {self._source.name} without its header",
-                hint="connect to the Hub, or name a local file",
-            )
-        return Shape(
-            facts.architecture, profile.name, facts.n_layers, facts.n_heads, facts.n_kv_heads, facts.head_size,
-            facts.n_experts or 0, facts.n_experts_used or 0, facts.n_params, facts.n_active_params,
-            facts.context_train_tokens,
-        )  # fmt: skip
-
-
 def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoints: tuple[str, ...] = ()) -> Planned:
     """Plan `wish` for `source` on `machine`. rpc_endpoints: where the machine's devices of kind "rpc" answer, in order.
 
@@ -166,7 +105,7 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     """
     if not machine.simulated and machine.ram_bandwidth_bytes_per_s is None:
         machine = replace(machine, ram_bandwidth_bytes_per_s=measure_ram_bandwidth_bytes_per_s())
-    candidates = _Candidates(source)
+    candidates = Candidates(source)
     request = make_request(wish, source.profile)
     _check_quantization(request, candidates)
     candidates.read(_first_guess(request, candidates, machine))
@@ -203,7 +142,7 @@ def fetch(planned: Planned, on_progress: OnProgress) -> tuple[Planned, Path]:
     return make(local, planned.plan.model.ref, planned.wish, planned.machine), path
 
 
-def _check_quantization(request: PlanRequest, candidates: _Candidates) -> None:
+def _check_quantization(request: PlanRequest, candidates: Candidates) -> None:
     wanted = request.quantization
     if wanted is None or wanted.upper() in {name.upper() for name in candidates.artifacts}:
         return
@@ -243,7 +182,7 @@ def _check_engine_limits(request: PlanRequest, info: ModelInfo) -> None:
         raise BadValue("--kv-type", message, hint="--kv-type f16")
 
 
-def _search_exactly(candidates: _Candidates, request: PlanRequest, machine: Machine) -> SearchResult:
+def _search_exactly(candidates: Candidates, request: PlanRequest, machine: Machine) -> SearchResult:
     """Search until the choice rests on headers of its own; each round reads at most one more."""
     while True:
         result = search(candidates.all(), request, machine, FormulaMemory())
@@ -252,7 +191,7 @@ def _search_exactly(candidates: _Candidates, request: PlanRequest, machine: Mach
             return result
 
 
-def _first_guess(request: PlanRequest, candidates: _Candidates, machine: Machine) -> str:
+def _first_guess(request: PlanRequest, candidates: Candidates, machine: Machine) -> str:
     """Return the quantization whose header is read first: the named one, or the largest file the machine could hold."""
     if request.quantization is not None:
         return next(name for name in candidates.artifacts if name.upper() == request.quantization.upper())
@@ -278,7 +217,7 @@ def _doubtful(result: SearchResult) -> str | None:
     return None
 
 
-def _as_the_engine_sees_it(machine: Machine, dry_run: DryRun, candidates: _Candidates, request: PlanRequest) -> Machine:
+def _as_the_engine_sees_it(machine: Machine, dry_run: DryRun, candidates: Candidates, request: PlanRequest) -> Machine:
     """Return a real machine with the free memory llama.cpp reads on its GPUs; any header will do for the question."""
     known = next((item for item in candidates.all() if item.exact), None)
     if machine.simulated or known is None or not any(device.kind == "gpu" for device in machine.devices):
@@ -295,7 +234,7 @@ def _as_the_engine_sees_it(machine: Machine, dry_run: DryRun, candidates: _Candi
 def _confirm(
     result: SearchResult,
     dry_run: DryRun,
-    candidates: _Candidates,
+    candidates: Candidates,
     request: PlanRequest,
     machine: Machine,
     rpc_endpoints: tuple[str, ...],
