@@ -51,13 +51,14 @@ def test_a_broken_template_is_told_at_every_request(renderer):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [ENDLESS, "{{ 9 ** (9 ** 9) }}"], ids=["rendering", "compiling"])
 def test_a_template_without_end_is_one_failed_request_and_no_process(renderer, source):
+    before = set(psutil.Process().children())  # other tests may keep a deployment running
     chat = renderer(source, timeout_s=1.0)
 
     with pytest.raises(BadRequest, match="did not finish within 1 s"):
         chat.render([USER])
 
     assert chat.pid is None
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 @pytest.mark.parametrize("source", ["{{ 'a' * 20000000000 }}", "{{ 'a' | center(9999999999) }}"])
