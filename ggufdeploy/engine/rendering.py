@@ -61,6 +61,7 @@ class Renderer:
         self._setup = _Setup(source, bos_text, eos_text)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
+        self._spawning = threading.Lock()  # `close` either sees the child or keeps it from being started
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._closed = False
@@ -96,8 +97,9 @@ class Renderer:
 
     def close(self) -> None:
         """End the child, also while another thread waits for it; that thread gets a BadRequest."""
-        self._closed = True
-        child = self._child
+        with self._spawning:
+            self._closed = True
+            child = self._child
         if child is not None:
             child.kill()
         with self._lock:
@@ -106,10 +108,11 @@ class Renderer:
     def _running(self) -> socket.socket:
         if self._socket is not None:
             return self._socket
-        if self._closed:
-            raise EOFError("closed")
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, self._spawning:
+            if self._closed:
+                ours.close()
+                raise EOFError("closed")
             self._child = subprocess.Popen(
                 [
                     sys.executable,

@@ -276,6 +276,7 @@ def test_stopping_fails_what_is_left(harness):
 
 
 def test_a_chat_template_without_end_holds_up_no_plain_request_and_no_stop(fake_config):
+    before = set(psutil.Process().children())
     ends = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
     backend = FakeBackend(chat_template=ends + "{% endfor %}" * 3)
     harness = Harness(backend, fake_config)
@@ -294,7 +295,7 @@ def test_a_chat_template_without_end_holds_up_no_plain_request_and_no_stop(fake_
     assert not thread.is_alive()
     assert [harness.of(f"chat{number}")[0].kind for number in range(3)] == ["engine_error"] * 3
     assert not harness.of("chat3")
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 def test_what_is_cancelled_before_its_turn_is_never_prepared(fake_config):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,3 +114,32 @@ def test_closing_ends_a_rendering_at_once(renderer):
     thread.join()
     with pytest.raises(BadRequest):
         chat.render([USER])
+
+
+def test_closing_while_the_child_is_being_started_does_not_wait_for_its_time_limit(renderer, monkeypatch):
+    chat = renderer(ENDLESS, timeout_s=30.0)
+    started, popen = threading.Event(), subprocess.Popen
+
+    def slow_start(*args, **options):
+        started.set()
+        time.sleep(0.2)
+        return popen(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", slow_start)
+    outcome: list[str] = []
+
+    def render() -> None:
+        try:
+            chat.render([USER])
+        except BadRequest as error:
+            outcome.append(error.message)
+
+    thread = threading.Thread(target=render)
+    thread.start()
+    assert started.wait(10)
+    begun = time.monotonic()
+    chat.close()
+    thread.join(10)
+    assert time.monotonic() - begun < 10
+    assert outcome == ["The model's chat template ended its process."]
+    assert chat.pid is None
