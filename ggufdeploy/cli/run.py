@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +152,8 @@ def _fetch(planned: Planned, out: Output) -> tuple[Planned, Path]:
 
 
 def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int | None, out: Output) -> int:
+    import asyncio
+
     from ggufdeploy.deploy.running import answer, sampling_defaults
 
     profile = planned.source.profile
@@ -184,6 +185,8 @@ def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int
 
 
 def _serve(planned: Planned, config: EngineConfig, options: ServeOptions, sock: socket.socket, out: Output) -> int:
+    import asyncio
+
     from ggufdeploy.deploy.running import planned_and_actual, serve
 
     def on_ready(ready: Ready) -> None:

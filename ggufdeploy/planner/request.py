@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ggufdeploy.gguf.model import ModelInfo
+if TYPE_CHECKING:  # the command line reads this module's choices for --help
+    from ggufdeploy.gguf.model import ModelInfo
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Preference = Literal["balanced", "quality", "speed"]

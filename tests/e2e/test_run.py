@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -28,8 +29,9 @@ def command(home, *args: str) -> subprocess.CompletedProcess[str]:
 def test_a_prompt_is_answered_once_on_stdout(tmp_path):
     done = command(tmp_path, "run", "smollm2-135m", "--prompt", "Name three colors.", "--max-tokens", "40")
     assert done.returncode == 0, done.stderr
-    assert "Red" in done.stdout or "red" in done.stdout or "lue" in done.stdout
-    assert "tokens/s" in done.stderr
+    assert len(done.stdout.split()) >= 3  # sampled, so the words differ from run to run
+    tokens = int(re.search(r"(\d+) tokens, .* tokens/s", done.stderr)[1])
+    assert 3 <= tokens <= 40
     assert "Traceback" not in done.stderr
 
 
