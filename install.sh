@@ -54,7 +54,8 @@ CACHE=""            # ggufdeploy's cache folder
 STATE=""            # what it learned about this machine
 TMP=""
 LOG=""              # output of the last quiet command
-CHILD=""            # process group to end when the script ends
+CHILD=""            # process group to end when the script ends; "starting" until its id is known
+CHILD_BEFORE=""     # the one before it
 NOTES=()
 MADE_FOLDERS=()
 

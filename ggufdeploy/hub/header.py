@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,6 @@ def _read_local(path: Path, source: str, file: GgufFile) -> FetchedHeader | None
 
 def _store(path: Path, raw: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")  # shards are fetched side by side
     fresh.write_bytes(raw)
     fresh.replace(path)

@@ -47,6 +47,8 @@ run_quietly() {
 start_child() {
     local log=$1
     shift
+    CHILD_BEFORE=${!-}
+    CHILD=starting
     set -m
     "$@" >"$log" 2>&1 &
     CHILD=$!
@@ -76,6 +78,11 @@ files_compiled() {
 }
 
 stop_child() {
+    # The signal may have come when the process was there and its id not noted yet.
+    if [[ "$CHILD" == starting ]]; then
+        CHILD=${!-}
+        if [[ "$CHILD" == "$CHILD_BEFORE" ]]; then CHILD=""; fi
+    fi
     [[ -n "$CHILD" ]] || return 0
     local waited
     kill -TERM -- "-$CHILD" 2>/dev/null || true
