@@ -95,7 +95,8 @@ class Sampler:
         if params.top_p < 1.0:
             ids = _top_p(row, best, ids, params.top_p)
         if params.min_p > 0.0:
-            floor = best + math.log(params.min_p)
+            # Of what is left, as in llama.cpp: top_p may have kept another one of two equally likely best tokens.
+            floor = (best if ids is None else float(row[ids].max())) + math.log(params.min_p)
             ids = np.flatnonzero(row >= floor) if ids is None else ids[row[ids] >= floor]
         return ids
 

@@ -136,6 +136,11 @@ def test_parameters_out_of_range_are_refused_by_name(params, name):
     assert caught.value.param == name
 
 
+def test_min_p_never_cuts_off_the_last_token_that_top_p_left():
+    chosen = sampler(2, temperature=1.0, top_k=0, top_p=0.0, min_p=1.0, seed=0)
+    assert chosen.sample(logits(-6.356918463845673e-11, 0.0), []) in (0, 1)
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     row=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60),
