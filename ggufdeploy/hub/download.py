@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,9 @@ from ggufdeploy.errors import ChecksumMismatch, NoDiskSpace
 from ggufdeploy.hub.catalog import Artifact, GgufFile
 from ggufdeploy.hub.layout import RepoCache, checksum
 from ggufdeploy.hub.progress import OnProgress, Phase, Progress, Reporter
+from ggufdeploy.hub.ranges import Fanout
 from ggufdeploy.hub.session import HubClient
+from ggufdeploy.hub.sidecar import read_sidecar
 from ggufdeploy.hub.transfer import DownloadStopped, Stop, Transfer
 from ggufdeploy.hub.verify import VerifiedFiles, feed, new_digest
 from ggufdeploy.units import GIB, format_file_size
@@ -30,6 +31,7 @@ def download_artifact(
     *,
     on_progress: OnProgress,
     stop: Callable[[], bool] | None = None,
+    fanout: Fanout | None = None,
 ) -> list[Path]:
     """Make all shards complete and verified in the Hugging Face cache; return their paths in the snapshot, in order.
 
@@ -41,7 +43,8 @@ def download_artifact(
     cache = RepoCache(client.settings.hf_cache_dir, repo)
     for file in artifact.files:
         cache.entry(commit, file.path)
-    job = _Job(client, cache, commit, Reporter(on_progress, artifact.total_bytes), stop or (lambda: False))
+    reporter = Reporter(on_progress, artifact.total_bytes)
+    job = _Job(client, cache, commit, reporter, stop or (lambda: False), fanout or Fanout())
     require_space(cache, [file for file in artifact.files if not job.is_here(file)])
     for file in artifact.files:
         job.complete(file)
@@ -54,7 +57,7 @@ def download_artifact(
 
 def require_space(cache: RepoCache, files: list[GgufFile]) -> None:
     """Raise NoDiskSpace when what is still missing of these files, and a margin, does not fit on the cache's disk."""
-    missing = sum(file.n_bytes - min(file.n_bytes, _size(cache.partial(file))) for file in files)
+    missing = sum(file.n_bytes - partial_bytes(cache, file) for file in files)
     if missing == 0:
         return
     # A full disk hurts more than this download: leave 5 % of it, at most 2 GiB.
@@ -74,9 +77,11 @@ def require_space(cache: RepoCache, files: list[GgufFile]) -> None:
 class _Job:
     """One call of download_artifact."""
 
-    def __init__(self, client: HubClient, cache: RepoCache, commit: str, reporter: Reporter, stop: Stop) -> None:
+    def __init__(
+        self, client: HubClient, cache: RepoCache, commit: str, reporter: Reporter, stop: Stop, fanout: Fanout
+    ) -> None:
         self._client, self._cache, self._commit = client, cache, commit
-        self._reporter, self._stop = reporter, stop
+        self._reporter, self._stop, self._fanout = reporter, stop, fanout
         self._verified = VerifiedFiles(client.settings)
 
     def is_here(self, file: GgufFile) -> bool:
@@ -100,7 +105,7 @@ class _Job:
             self._report("done", file, file.n_bytes)
 
     def _fetch(self, file: GgufFile) -> Path:
-        return Transfer(self._client, self._cache, self._commit, file, self._reporter, self._stop).run()
+        return Transfer(self._client, self._cache, self._commit, file, self._reporter, self._stop, self._fanout).run()
 
     def _is_right(self, file: GgufFile) -> bool:
         """Hash a blob that another program put here, once; put it aside when it is damaged."""
@@ -142,7 +147,7 @@ class _Job:
             try:
                 lock.acquire(timeout=_LOCK_POLL_S)
             except Timeout:
-                have = _size(self._cache.partial(file))
+                have = partial_bytes(self._cache, file)
                 if self._stop():
                     raise DownloadStopped(file, have) from None
                 self._report("waiting", file, have, f"{self._owner(file)} is downloading {file.path}; waiting for it")
@@ -152,18 +157,17 @@ class _Job:
             lock.release()
 
     def _owner(self, file: GgufFile) -> str:
-        try:
-            note = json.loads(self._cache.note(file).read_text(encoding="utf-8"))
-            return f"process {int(note['pid'])} on {note['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another program"
+        note = read_sidecar(self._cache.note(file))
+        return f"process {note.pid} on {note.host}" if note else "another program"
 
     def _report(self, phase: Phase, file: GgufFile, done_bytes: int, detail: str | None = None) -> None:
         self._reporter.report(phase, file.path, done_bytes, file.n_bytes, detail=detail)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+def partial_bytes(cache: RepoCache, file: GgufFile) -> int:
+    """Return how much of a file an interrupted download left that the next one need not fetch."""
+    note = read_sidecar(cache.note(file), file.n_bytes)
+    return note.trusted_bytes if note and cache.partial(file).is_file() else 0
 
 
 def _existing_parent(path: Path) -> Path:

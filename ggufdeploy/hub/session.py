@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import socket
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -42,10 +43,14 @@ def _http() -> ModuleType:
 
 @dataclass(frozen=True)
 class Body:
-    """Part of a file on its way. offset: of its first byte in the file; chunks: as they arrive, to be read once."""
+    """Part of a file on its way. offset: of its first byte in the file; chunks: as they arrive, to be read once.
+
+    hang_up: ends the connection, so that waiting for the next chunk raises Unreachable; may be called by any thread.
+    """
 
     offset: int
     chunks: Iterator[bytes]
+    hang_up: Callable[[], None]
 
 
 class HubClient:
@@ -130,7 +135,7 @@ class HubClient:
                 http.hf_raise_for_status(response)
             _check_identity(response, file, host)
             offset = _checked_offset(response, start, end, file.n_bytes, host)
-            yield Body(offset, _chunks(http, response, host))
+            yield Body(offset, _chunks(http, response, host), functools.partial(_hang_up, response))
 
     def read_range(self, repo: str, commit: str, file: GgufFile, start: int, end: int) -> bytes:
         """Return bytes [start, end) of a file, with retries. Raises as open_range."""
@@ -216,6 +221,14 @@ def _checked_offset(response: httpx2.Response, start: int, end: int, n_bytes: in
     if response.status_code == 200:
         return 0
     raise Unreachable(host, f"{host} answers {response.status_code} to a request for a file")
+
+
+def _hang_up(response: httpx2.Response) -> None:
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None else None
+    if connection is not None:
+        with contextlib.suppress(OSError):  # it has ended by itself
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _chunks(http: ModuleType, response: httpx2.Response, host: str) -> Iterator[bytes]:

@@ -1,28 +1,32 @@
-"""One file from the Hub into its partial: resumed, retried, hashed on the way, and moved into place when right."""
+"""One file from the Hub into its partial: over several connections, resumed, retried, hashed on the way, verified."""
 
 from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import shutil
-import socket
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ggufdeploy.errors import ChecksumMismatch, GgufdeployError, NoDiskSpace, RateLimited, Unreachable
+import msgspec
+
+from ggufdeploy.errors import ChecksumMismatch, GgufdeployError, NoDiskSpace, Offline, RateLimited, Unreachable
 from ggufdeploy.hub.catalog import GgufFile
+from ggufdeploy.hub.connection import Crew, Ended, Retrying, Task, open_partial
 from ggufdeploy.hub.layout import RepoCache, checksum
 from ggufdeploy.hub.progress import Phase, Reporter
+from ggufdeploy.hub.ranges import Fanout, Interval, Ranges
 from ggufdeploy.hub.session import HubClient
-from ggufdeploy.hub.verify import feed, new_digest
+from ggufdeploy.hub.sidecar import new_sidecar, read_sidecar, write_sidecar
+from ggufdeploy.hub.verify import Follower
 from ggufdeploy.units import format_file_size
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# A connection that brought this much did its work; its end does not count as one more failure in a row.
-_PROGRESS_BYTES = 1 << 20
+_TICK_S, _FINAL_TICK_S = 0.05, 0.005
+# How often what was written is made to survive a crash of the machine, too.
+_SYNC_S = 15.0
 
 Stop = Callable[[], bool]
 
@@ -39,11 +43,22 @@ class Transfer:
     """Fetches one file; the caller holds its lock. Every error but a wrong checksum keeps the partial."""
 
     def __init__(
-        self, client: HubClient, cache: RepoCache, commit: str, file: GgufFile, reporter: Reporter, stop: Stop
+        self,
+        client: HubClient,
+        cache: RepoCache,
+        commit: str,
+        file: GgufFile,
+        reporter: Reporter,
+        stop: Stop,
+        fanout: Fanout,
     ) -> None:
         self._client, self._cache, self._commit, self._file = client, cache, commit, file
-        self._reporter, self._stop = reporter, stop
-        self._offset, self._digest = 0, new_digest(file)
+        self._reporter, self._stop, self._fanout = reporter, stop, fanout
+        self._partial, self._note = cache.partial(file), cache.note(file)
+        self._ranges = Ranges(file.n_bytes, fanout=fanout)
+        self._sidecar = new_sidecar(cache.repo, commit, file.path, file.n_bytes)
+        self._note_lock = threading.Lock()
+        self._reported_bytes = -1
 
     def run(self) -> Path:
         """Fetch, verify and move into place; return the blob.
@@ -51,125 +66,121 @@ class Transfer:
         Raises ChecksumMismatch (the damaged contents are put aside), NoDiskSpace, DownloadStopped, Unreachable,
         AccessDenied, NotFound.
         """
-        blob, partial = self._cache.blob(self._file), self._cache.partial(self._file)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        self._write_note()
-        with _open_partial(partial) as out:
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        with open_partial(self._partial) as out:
+            self._pick_up(out)
             try:
-                self._pick_up(out, partial)
-                self._receive_all(out)
+                actual = self._fetch()
                 os.fsync(out.fileno())
             except OSError as error:
                 if error.errno not in _NO_SPACE:
                     raise
-                raise self._disk_full(partial) from error
-        actual = self._digest.hexdigest()
+                raise self._disk_full() from error
+        self._note.unlink(missing_ok=True)
         if actual != checksum(self._file):
-            partial.replace(self._cache.damaged(self._file))
+            self._partial.replace(self._cache.damaged(self._file))
             raise ChecksumMismatch(self._file.path, checksum(self._file), actual)
-        partial.replace(blob)
+        blob = self._cache.blob(self._file)
+        self._partial.replace(blob)
         _sync_folder(blob.parent)
-        self._cache.note(self._file).unlink(missing_ok=True)
         return blob
 
-    def _write_note(self) -> None:
-        file, owner = self._file, {"pid": os.getpid(), "host": socket.gethostname()}
-        content = {"repo": self._cache.repo, "commit": self._commit, "path": file.path, "n_bytes": file.n_bytes}
-        self._cache.note(file).write_text(json.dumps({**content, "sha256": file.sha256, **owner}), encoding="utf-8")
+    def _pick_up(self, out: io.FileIO) -> None:
+        """Go on from what an earlier process left, if its note is there to say which parts of the partial are good."""
+        left = read_sidecar(self._note, self._file.n_bytes)
+        size = os.fstat(out.fileno()).st_size
+        here = [part for part in left.trusted if part[1] <= size] if left else []
+        self._ranges = Ranges(self._file.n_bytes, here, self._fanout)
+        if not here or size > self._file.n_bytes:
+            out.truncate(0 if not here else self._file.n_bytes)
+        self._write_note(synced=left.synced if left and here else ())
 
-    def _pick_up(self, out: io.FileIO, partial: Path) -> None:
-        """Hash what an earlier run left, and go on behind it."""
-        present = os.fstat(out.fileno()).st_size
-        if present > self._file.n_bytes:
-            self._restart(out)
-        elif present:
+    def _fetch(self) -> str:
+        """Receive what is missing and return the checksum of the whole."""
+        task = Task(
+            self._client, self._cache.repo, self._commit, self._file, self._partial, self._ranges,
+            self._fanout.range_bytes, self._write_note,
+        )  # fmt: skip
+        crew, follower = Crew(task), Follower(self._file, self._partial, self._ranges)
+        syncing = threading.Thread(target=self._sync_now_and_then, args=(crew.stopping,), daemon=True)
+        missing = self._file.n_bytes - self._ranges.here_bytes
+        try:
+            follower.start()
+            syncing.start()
+            crew.start(self._fanout.width(missing) if missing else 0)
+            self._watch(crew, follower)
+        finally:
+            crew.stop()
+            follower.stop()
+            syncing.join()
+            self._write_note()
+        return follower.hexdigest
 
-            def on_bytes(done: int) -> None:
-                self._heed_stop()
-                self._report("checking", done)
-
-            self._offset = feed(self._digest, partial, on_bytes)
-        out.seek(self._offset)
-
-    def _receive_all(self, out: io.FileIO) -> None:
-        failures = 0
-        while self._offset < self._file.n_bytes:
+    def _watch(self, crew: Crew, follower: Follower) -> None:
+        """Report and heed `stop` until all has arrived and is hashed. Raises what ended a connection for good."""
+        while not follower.done.is_set():
             self._heed_stop()
-            before = self._offset
-            try:
-                self._receive(out)
-            except Unreachable as error:
-                failures = 1 if self._offset - before >= _PROGRESS_BYTES else failures + 1
-                wait_s = self._client.downloads.wait_s(failures, error)
-                if wait_s is None:
-                    raise self._gave_up(error, failures) from error
-                self._report("retrying", self._offset, f"{error.message}; trying again in {wait_s:.0f} s")
-                self._pause(wait_s)
+            self._report_bytes()
+            event = crew.next_event(_TICK_S if crew.working else _FINAL_TICK_S)
+            if isinstance(event, Retrying):
+                self._report("retrying", self._ranges.here_bytes, event.detail)
+            elif isinstance(event, Ended) and event.error is not None:
+                raise self._failure(event.error, event.failures)
+            elif not crew.working and self._ranges.here_bytes < self._file.n_bytes:
+                crew.start(1)  # the last two left at the same moment, each relying on the other
+        if follower.error is not None:
+            raise follower.error
 
-    def _receive(self, out: io.FileIO) -> None:
-        """Ask for the rest once and write what comes, never more than the file's size."""
-        size = self._file.n_bytes
-        with self._client.open_range(self._cache.repo, self._commit, self._file, self._offset, size) as body:
-            if body.offset != self._offset:
-                self._restart(out)
-            self._report("downloading", self._offset)
-            for chunk in body.chunks:
-                self._append(out, chunk[: size - self._offset])
-                self._report("downloading", self._offset)
-                if self._offset >= size:
-                    return
-                self._heed_stop()
-        raise Unreachable(self._client.endpoint, f"the connection ended after {self._offset:,} of {size:,} bytes")
+    def _sync_now_and_then(self, stopping: threading.Event) -> None:
+        """Have what was written reach the disk, and note how far, so that a crash of the machine costs seconds."""
+        with open_partial(self._partial) as out:
+            while not stopping.wait(_SYNC_S):
+                written = self._ranges.here
+                os.fdatasync(out.fileno())
+                self._write_note(synced=written)
 
-    def _append(self, out: io.FileIO, chunk: bytes) -> None:
-        view = memoryview(chunk)
-        while view:
-            n = out.write(view)
-            self._digest.update(view[:n])
-            self._offset += n
-            view = view[n:]
+    def _write_note(self, synced: tuple[Interval, ...] | None = None) -> None:
+        """Note what is written now, and what is synced if that is news; from any thread."""
+        with self._note_lock:
+            known = self._sidecar.synced if synced is None else synced
+            self._sidecar = msgspec.structs.replace(self._sidecar, written=self._ranges.here, synced=known)
+            write_sidecar(self._note, self._sidecar, sync=synced is not None)
 
-    def _restart(self, out: io.FileIO) -> None:
-        out.truncate(0)
-        out.seek(0)
-        self._offset, self._digest = 0, new_digest(self._file)
+    def _report_bytes(self) -> None:
+        """Report what has arrived since the last time; the checksum's share once all has."""
+        here = self._ranges.here_bytes
+        if here != self._reported_bytes:
+            self._report("downloading" if here < self._file.n_bytes else "checking", here)
+            self._reported_bytes = here
 
     def _report(self, phase: Phase, done_bytes: int, detail: str | None = None) -> None:
         self._reporter.report(phase, self._file.path, done_bytes, self._file.n_bytes, detail=detail)
 
     def _heed_stop(self) -> None:
         if self._stop():
-            raise DownloadStopped(self._file, self._offset)
+            raise DownloadStopped(self._file, self._ranges.here_bytes)
 
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self._heed_stop()
-            time.sleep(min(0.2, left))
-
-    def _gave_up(self, error: Unreachable, failures: int) -> Unreachable:
-        done, total = format_file_size(self._offset), format_file_size(self._file.n_bytes)
-        message = f"{self._file.path}: gave up at {done} of {total} after {failures} failures; {error.message}"
+    def _failure(self, error: BaseException, failures: int) -> BaseException:
+        """Return what to raise for a connection's last error: with how far the file came, if it was the network."""
+        if not isinstance(error, Unreachable) or isinstance(error, Offline):
+            return error
+        done, total = format_file_size(self._ranges.here_bytes), format_file_size(self._file.n_bytes)
+        tries = f"{failures} failures" if failures > 1 else "one failure"
+        message = f"{self._file.path}: gave up at {done} of {total} after {tries}; {error.message}"
         hint = "run the same command again: it goes on from there"
         if isinstance(error, RateLimited):
             return RateLimited(error.endpoint, message, retry_after_s=error.retry_after_s, hint=hint)
         return Unreachable(error.endpoint, message, hint=hint)
 
-    def _disk_full(self, partial: Path) -> NoDiskSpace:
-        needed, free = self._file.n_bytes - self._offset, shutil.disk_usage(partial.parent).free
+    def _disk_full(self) -> NoDiskSpace:
+        folder, needed = self._partial.parent, self._file.n_bytes - self._ranges.here_bytes
         return NoDiskSpace(
-            str(partial.parent),
-            f"the disk of {partial.parent} is full: {format_file_size(needed)} of {self._file.path} are still to come",
+            str(folder),
+            f"the disk of {folder} is full: {format_file_size(needed)} of {self._file.path} are still to come",
             needed_bytes=needed,
-            free_bytes=free,
+            free_bytes=shutil.disk_usage(folder).free,
             hint="free some space (ggufdeploy list shows models) and run the same command again: it goes on from there",
         )
-
-
-def _open_partial(path: Path) -> io.FileIO:
-    """Open for reading and writing without a buffer; a link in that place is refused."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    return io.FileIO(descriptor, "r+b", closefd=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from ggufdeploy.hub.catalog import GgufFile
 from ggufdeploy.hub.layout import checksum
+from ggufdeploy.hub.ranges import Ranges
 from ggufdeploy.settings import Settings
 
 _READ_BYTES = 1 << 20
+_FOLLOW_S = 0.01
 
 
 class Digest(Protocol):
@@ -41,6 +45,52 @@ def feed(digest: Digest, path: Path, on_bytes: Callable[[int], None]) -> int:
             done += len(chunk)
             on_bytes(done)
     return done
+
+
+class Follower(threading.Thread):
+    """Computes a file's checksum while the file is still being written, in order, behind its first gap.
+
+    hashed_bytes: how far it is. done: set when all of the file is hashed, or `error` says why it cannot be.
+    """
+
+    def __init__(self, file: GgufFile, path: Path, ranges: Ranges) -> None:
+        super().__init__(name=f"hash {file.path}", daemon=True)
+        self.hashed_bytes = 0
+        self.error: OSError | None = None
+        self.done = threading.Event()
+        self._file, self._path, self._ranges = file, path, ranges
+        self._digest = new_digest(file)
+        self._stopping = threading.Event()
+
+    @property
+    def hexdigest(self) -> str:
+        """The checksum, once done."""
+        return self._digest.hexdigest()
+
+    def stop(self) -> None:
+        """End without a result."""
+        self._stopping.set()
+        self.join()
+
+    def run(self) -> None:
+        """Hash until the end of the file."""
+        try:
+            with self._path.open("rb", buffering=0) as stream:
+                self._follow(stream)
+        except OSError as error:
+            self.error = error
+        self.done.set()
+
+    def _follow(self, stream: io.FileIO) -> None:
+        buffer = memoryview(bytearray(_READ_BYTES))
+        while self.hashed_bytes < self._file.n_bytes and not self._stopping.is_set():
+            ready = self._ranges.prefix_bytes - self.hashed_bytes
+            if ready < _READ_BYTES and self._ranges.prefix_bytes < self._file.n_bytes:
+                self._stopping.wait(_FOLLOW_S)
+                continue
+            n = stream.readinto(buffer[: min(ready, _READ_BYTES)])
+            self._digest.update(buffer[:n])
+            self.hashed_bytes += n
 
 
 class VerifiedFiles:

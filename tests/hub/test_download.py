@@ -1,8 +1,6 @@
 import dataclasses
 import hashlib
-import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -12,17 +10,21 @@ import threading
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from ggufdeploy import errors
 from ggufdeploy.hub.catalog import GgufFile, list_repository
 from ggufdeploy.hub.download import DownloadStopped, download_artifact
 from ggufdeploy.hub.layout import RepoCache
+from ggufdeploy.hub.ranges import Fanout
 from ggufdeploy.hub.session import HubClient
+from ggufdeploy.hub.sidecar import new_sidecar, read_sidecar, write_sidecar
 from tests.hub.conftest import QUICK, REPO, WEIGHTS
 
 pytestmark = pytest.mark.slow
 
 NAME = f"{REPO}/tiny.Q8_0.gguf"
+MANY = Fanout(connections=4, range_bytes=200_000, request_bytes=600_000)
 
 
 @pytest.fixture(autouse=True)
@@ -65,15 +67,26 @@ def leftovers(cache):
     return sorted(path.name.partition(".")[2] for path in cache.blobs.iterdir() if "." in path.name)
 
 
-def interrupted(download, at, error=KeyboardInterrupt):
-    """Run a download that ends when `at` bytes are there."""
+@pytest.fixture
+def interrupted(hub, download, cache, file):
+    """Run a slow download that is interrupted when `at` bytes are there; return how many it kept."""
 
-    def interrupt(report):
-        if report.phase == "downloading" and report.done_bytes >= at:
-            raise error
+    def interrupted(at, error=KeyboardInterrupt):
+        def interrupt(report):
+            if report.phase in ("downloading", "checking") and report.done_bytes >= at:
+                raise error
 
-    with pytest.raises(error):
-        download(on_progress=interrupt)
+        slow = hub.fault("slow", "*.gguf", seconds=0.005, times=None)
+        with pytest.raises(error):
+            download(on_progress=interrupt)
+        slow.times = 0
+        return kept(cache, file)
+
+    return interrupted
+
+
+def kept(cache, file):
+    return read_sidecar(cache.note(file), file.n_bytes).trusted_bytes
 
 
 def test_the_file_arrives_verified_and_linked(hub, download, cache, file, reports):
@@ -155,23 +168,57 @@ def test_a_cut_connection_is_continued_where_it_ended(hub, download, reports):
     assert "trying again" in next(report.detail for report in reports if report.phase == "retrying")
 
 
-@pytest.mark.parametrize("at", [1, 1_400_000, 2_999_999])
-def test_an_interrupted_download_is_continued_by_the_next_call(hub, download, cache, file, reports, at):
-    interrupted(download, at)
-    kept = cache.partial(file).stat().st_size
-    assert at <= kept <= 3_000_000
-    assert kept < 3_000_000 or at == 2_999_999
+@pytest.mark.parametrize("at", [1, 1_400_000, 3_000_000])
+def test_an_interrupted_download_is_continued_by_the_next_call(hub, download, cache, reports, at, interrupted):
+    had = interrupted(at)
+    assert at <= had <= 3_000_000
+    assert had < 3_000_000 or at == 3_000_000
     hub.requests.clear()
     (path,) = download()
     assert path.read_bytes() == WEIGHTS
-    assert cdn_ranges(hub) == ([f"bytes={kept}-2999999"] if kept < 3_000_000 else [])
-    assert (reports[0].phase, leftovers(cache)) == ("checking", [])
+    assert cdn_ranges(hub) == ([f"bytes={had}-2999999"] if had < 3_000_000 else [])
+    assert (reports[0].done_bytes, leftovers(cache)) == (had, [])
+
+
+def test_parts_of_a_file_come_over_several_connections(hub, download, reports):
+    hub.fault("slow", "*.gguf", seconds=0.005, times=None)
+    (path,) = download(fanout=MANY)
+    assert path.read_bytes() == WEIGHTS
+    asked = [tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in cdn_ranges(hub)]
+    assert len(asked) >= 4
+    assert sorted(asked)[0][0] == 0
+    assert sum(end + 1 - start for start, end in asked) < 1.3 * len(WEIGHTS)
+    counts = [report.done_bytes for report in reports]
+    assert counts == sorted(counts)
+
+
+@pytest.mark.parametrize("kind", ["cut", "status", "expired", "wrong_range", "gzip", "wrong_etag", "corrupt"])
+def test_one_failure_among_several_connections_is_survived(hub, download, kind):
+    hub.fault("slow", "*.gguf", seconds=0.002, times=None)
+    hub.fault(kind, "*.gguf", at=100_000)
+    assert download(fanout=MANY)[0].read_bytes() == WEIGHTS
+
+
+def test_a_slow_connection_is_helped_by_those_that_are_done(hub, download):
+    hub.fault("slow", "*.gguf", seconds=0.2, times=1)
+    download(fanout=dataclasses.replace(MANY, range_bytes=100_000, request_bytes=1_500_000, connections=2))
+    asked = [tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in cdn_ranges(hub)]
+    starts = sorted(start for start, _ in asked)
+    slow_start, slow_end = asked[0]
+    assert any(slow_start < start < slow_end for start in starts)
+
+
+def test_when_asked_to_wait_fewer_connections_go_on(hub, download):
+    hub.fault("slow", "*.gguf", seconds=0.002, times=None)
+    hub.fault("status", "*.gguf", status=429, headers={"Retry-After": "1"}, times=3)
+    assert download(fanout=MANY)[0].read_bytes() == WEIGHTS
 
 
 KILLED = """
 import os, signal, sys
 from ggufdeploy.hub.catalog import list_repository
 from ggufdeploy.hub.download import download_artifact
+from ggufdeploy.hub.ranges import Fanout
 from ggufdeploy.hub.session import HubClient
 from ggufdeploy.settings import Settings
 
@@ -181,7 +228,8 @@ def die(report):
 
 client = HubClient(Settings.from_environment(os.environ))
 catalogue = list_repository(sys.argv[1], None, client)
-download_artifact(client, catalogue.repo, catalogue.commit, catalogue.find("Q8_0"), on_progress=die)
+fanout = Fanout(range_bytes=500_000, connections=1)
+download_artifact(client, catalogue.repo, catalogue.commit, catalogue.find("Q8_0"), on_progress=die, fanout=fanout)
 """
 
 
@@ -190,18 +238,18 @@ def test_a_killed_process_leaves_a_partial_that_the_next_one_continues(hub, down
     hub.fault("slow", "*.gguf", seconds=0.02)
     ended = subprocess.run([sys.executable, "-c", KILLED, REPO], env=environment, timeout=60, check=False)
     assert ended.returncode == -signal.SIGKILL
-    kept = cache.partial(file).stat().st_size
-    assert 1_000_000 < kept < 3_000_000
-    assert json.loads(cache.note(file).read_text())["path"] == "tiny.Q8_0.gguf"
+    had = kept(cache, file)
+    assert 500_000 < had < 3_000_000
+    assert read_sidecar(cache.note(file)).path == "tiny.Q8_0.gguf"
     hub.requests.clear()
     (path,) = download()
     assert path.read_bytes() == WEIGHTS
-    assert cdn_ranges(hub) == [f"bytes={kept}-2999999"]
+    assert cdn_ranges(hub) == [f"bytes={had}-2999999"]
 
 
 @pytest.mark.parametrize("kind", ["status", "expired", "wrong_range", "gzip", "wrong_etag", "ignore_range"])
-def test_one_failure_of_every_kind_after_a_resume_is_survived(hub, download, kind):
-    interrupted(download, 1_500_000)
+def test_one_failure_of_every_kind_after_a_resume_is_survived(hub, download, kind, interrupted):
+    interrupted(1_500_000)
     hub.fault(kind, "*.gguf")
     (path,) = download()
     assert path.read_bytes() == WEIGHTS
@@ -214,14 +262,21 @@ def test_an_expired_link_is_resolved_again(hub, download):
     assert [r.server for r in hub.requests if "api" not in r.path] == ["hub", "cdn"] * 3
 
 
-def test_a_server_that_ignores_the_range_makes_it_start_again(hub, download, reports):
-    interrupted(download, 1_500_000)
+def test_a_server_that_ignored_the_range_once_is_asked_again(hub, download, interrupted):
+    had = interrupted(1_500_000)
+    hub.requests.clear()
     hub.fault("ignore_range", "*.gguf")
-    (path,) = download()
-    assert path.read_bytes() == WEIGHTS
-    assert reports[0].file_done_bytes > 1_000_000
-    assert next(report.file_done_bytes for report in reports if report.phase == "downloading") == 0
-    assert len(cdn_ranges(hub)) == 2
+    assert download()[0].read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == [f"bytes={had}-2999999"] * 2
+
+
+def test_a_server_without_ranges_sends_the_whole_file_again_once(hub, download, interrupted):
+    had = interrupted(1_500_000)
+    hub.requests.clear()
+    hub.fault("ignore_range", "*.gguf", times=None)
+    assert download(fanout=MANY)[0].read_bytes() == WEIGHTS
+    assert f"bytes={had}-2999999" in cdn_ranges(hub)
+    assert len(cdn_ranges(hub)) <= 1 + MANY.connections
 
 
 def test_a_body_longer_than_the_file_is_cut_to_its_size(hub, download):
@@ -230,14 +285,14 @@ def test_a_body_longer_than_the_file_is_cut_to_its_size(hub, download):
     assert cdn_ranges(hub) == [None]
 
 
-def test_giving_up_says_how_far_it_came_and_keeps_it(hub, download, cache, file):
-    interrupted(download, 2_000_000)
+def test_giving_up_says_how_far_it_came_and_keeps_it(hub, download, cache, file, interrupted):
+    had = interrupted(2_000_000)
     hub.fault("status", "*.gguf", status=503, times=None)
     with pytest.raises(errors.Unreachable) as caught:
         download()
-    assert re.search(r"gave up at 2\.[01] MB of 3\.0 MB after 4 failures", caught.value.message)
+    assert f"gave up at {had / 1e6:.1f} MB of 3.0 MB after 4 failures" in caught.value.message
     assert "answers 503" in caught.value.message
-    assert 2_000_000 <= cache.partial(file).stat().st_size < 2_200_000
+    assert kept(cache, file) == had
     assert "goes on from there" in caught.value.hint
 
 
@@ -273,15 +328,37 @@ def test_wrong_bytes_twice_are_an_error_and_nothing_is_linked(hub, download, cac
     assert caught.value.expected == hashlib.sha256(WEIGHTS).hexdigest()
     assert cdn_ranges(hub) == [None, None]
     assert not cache.snapshots.exists()
-    assert leftovers(cache) == ["ggufdeploy-damaged", "ggufdeploy-partial.json"]
+    assert leftovers(cache) == ["ggufdeploy-damaged"]
 
 
 def test_a_poisoned_partial_is_caught_by_the_checksum(hub, download, cache, file):
     cache.blobs.mkdir(parents=True)
     cache.partial(file).write_bytes(b"poison" * 100_000)
+    note = new_sidecar(REPO, "0" * 40, "tiny.Q8_0.gguf", len(WEIGHTS))
+    write_sidecar(cache.note(file), structs.replace(note, written=((0, 600_000),)))
     (path,) = download()
     assert path.read_bytes() == WEIGHTS
     assert cdn_ranges(hub) == ["bytes=600000-2999999", None]
+
+
+def test_a_partial_whose_note_is_missing_or_damaged_is_started_again(hub, download, cache, file):
+    cache.blobs.mkdir(parents=True)
+    for note in (None, b"{", b'{"written": [[0, 600000]]}'):
+        cache.partial(file).write_bytes(b"poison" * 100_000)
+        if note is not None:
+            cache.note(file).write_bytes(note)
+        assert download()[0].read_bytes() == WEIGHTS
+        cache.blob(file).unlink()
+    assert cdn_ranges(hub) == [None] * 3
+
+
+def test_after_a_restart_of_the_machine_only_what_was_synced_counts(hub, download, cache, file, interrupted):
+    interrupted(2_000_000)
+    note = read_sidecar(cache.note(file))
+    write_sidecar(cache.note(file), structs.replace(note, boot="another", synced=((0, 1_000_000),)))
+    hub.requests.clear()
+    assert download()[0].read_bytes() == WEIGHTS
+    assert cdn_ranges(hub) == ["bytes=1000000-2999999"]
 
 
 def test_a_partial_longer_than_the_file_is_started_again(hub, download, cache, file):
@@ -314,8 +391,8 @@ def test_too_small_a_disk_is_refused_before_the_first_byte_of_any_shard(hub, dow
     assert cdn_ranges(hub) == []
 
 
-def test_what_is_there_already_counts_against_the_space_needed(hub, download, monkeypatch):
-    interrupted(download, 2_000_000)
+def test_what_is_there_already_counts_against_the_space_needed(hub, download, monkeypatch, interrupted):
+    interrupted(2_000_000)
     disk_with(monkeypatch, 1_050_000)
     assert download()[0].read_bytes() == WEIGHTS
 
@@ -328,17 +405,19 @@ def test_a_disk_that_fills_keeps_the_partial_and_says_so(hub, download, cache, f
             download()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.needed_bytes == 1_300_000
-    assert cache.partial(file).stat().st_size == 1_700_000
+    had = kept(cache, file)
+    assert 1_600_000 < had <= 1_700_000
+    assert caught.value.needed_bytes == 3_000_000 - had
     hub.requests.clear()
     assert download()[0].read_bytes() == WEIGHTS
-    assert cdn_ranges(hub) == ["bytes=1700000-2999999"]
+    assert cdn_ranges(hub) == [f"bytes={had}-2999999"]
 
 
 def test_stop_ends_it_and_keeps_what_came(hub, download, cache, file, reports):
+    hub.fault("slow", "*.gguf", seconds=0.01)
     with pytest.raises(DownloadStopped, match="stopped at"):
         download(stop=lambda: any(report.done_bytes > 1_000_000 for report in reports))
-    assert 1_000_000 < cache.partial(file).stat().st_size < 3_000_000
+    assert 1_000_000 < kept(cache, file) < 3_000_000
 
 
 def test_a_set_of_shards_is_linked_only_when_all_are_there(hub, download, cache):
@@ -365,6 +444,7 @@ def test_a_second_process_waits_says_for_whom_and_downloads_nothing(hub, downloa
         if report.phase == "waiting":
             go_on.set()
 
+    hub.fault("slow", "*.gguf", seconds=0.01)
     thread = threading.Thread(target=download, kwargs={"on_progress": first})
     thread.start()
     assert halfway.wait(30)
