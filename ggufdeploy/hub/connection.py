@@ -19,6 +19,8 @@ from ggufdeploy.units import MIB, format_file_size
 
 # A connection that brought this much did its work; its end does not count as one more failure in a row.
 _PROGRESS_BYTES = 1 * MIB
+# What was written is noted after every range, and this often, so that a killed process loses little of a slow one.
+_RECORD_S = 1.0
 # A connection that brings less than this in so many seconds is left, as one that brings nothing is after its timeout.
 _STALL_S = 30.0
 _STALL_BYTES = 32 << 10
@@ -41,7 +43,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Task:
-    """What to fetch, and where it goes. on_range: called by the connections' threads after each range written."""
+    """What to fetch, and where it goes. on_record: called by the connections' threads when what
+    they wrote should be noted."""
 
     client: HubClient
     repo: str
@@ -50,7 +53,7 @@ class Task:
     partial: Path
     ranges: Ranges
     range_bytes: int
-    on_range: Callable[[], None]
+    on_record: Callable[[], None]
 
 
 class Crew:
@@ -134,7 +137,7 @@ class Connection(threading.Thread):
         self.failures = 0
         self._crew, self._task = crew, crew.task
         self._body: Body | None = None
-        self._unrecorded_bytes = 0
+        self._unrecorded_bytes, self._recorded_at = 0, time.monotonic()
 
     def run(self) -> None:
         """Work until nothing is left, and tell the crew how it ended."""
@@ -224,13 +227,14 @@ class Connection(threading.Thread):
             at, data = at + n, data[n:]
             self._unrecorded_bytes += n
         self._task.ranges.arrived(run)
-        if self._unrecorded_bytes >= self._task.range_bytes:
+        late = time.monotonic() - self._recorded_at >= _RECORD_S
+        if late or self._unrecorded_bytes >= self._task.range_bytes:
             self._record()
 
     def _record(self) -> None:
         if self._unrecorded_bytes:
-            self._unrecorded_bytes = 0
-            self._task.on_range()
+            self._unrecorded_bytes, self._recorded_at = 0, time.monotonic()
+            self._task.on_record()
 
 
 class _Pace:

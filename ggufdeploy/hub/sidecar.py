@@ -51,8 +51,8 @@ def read_sidecar(note: Path, n_bytes: int | None = None) -> Sidecar | None:
 
 
 def write_sidecar(note: Path, sidecar: Sidecar, *, sync: bool = False) -> None:
-    """Write the note, replacing the present one at once. sync: wait until it is on the disk."""
-    fresh = note.with_name(f"{note.name}.{os.getpid()}")
+    """Write the note, replacing the present one at once; the caller holds the file's lock. sync: wait for the disk."""
+    fresh = note.with_name(f"{note.name}.new")
     with fresh.open("wb") as stream:
         stream.write(msgspec.json.encode(sidecar))
         if sync:
