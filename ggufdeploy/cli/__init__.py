@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     color = False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None
     try:
-        code = app.main(args=args, prog_name="ggufdeploy", standalone_mode=False, color=color)
+        code = app.main(args=args, prog_name="ggufdeploy", standalone_mode=False, color=color, obj=args)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:  # click ends a broken pipe and a shell completion this way
         return stop.code if isinstance(stop.code, int) else 1

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
         "pull": Lazy("ggufdeploy.cli.pull:pull", "Download one quantization of a model."),
         "list": Lazy("ggufdeploy.cli.cached:list_", "List the models on this disk."),
         "rm": Lazy("ggufdeploy.cli.cached:rm", "Delete downloaded models."),
+        "partials": Lazy("ggufdeploy.cli.partials:partials", "List and delete unfinished downloads."),
         "show": Lazy("ggufdeploy.cli.show:show", "Show a model's quantizations, or what a GGUF file holds."),
         "profiles": Lazy("ggufdeploy.cli.profiles:profiles", "List and show the models known by name."),
         "doctor": Lazy("ggufdeploy.cli.doctor:doctor", "Check this machine and say what to fix."),

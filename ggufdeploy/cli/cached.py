@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import click
 
 from ggufdeploy.cli.command import command
 from ggufdeploy.cli.options import ModelType, dry_run_option, read_settings, yes_option
-from ggufdeploy.cli.output import Output, align
+from ggufdeploy.cli.output import Output, ago, align
 from ggufdeploy.units import format_file_size
 
 if TYPE_CHECKING:
@@ -29,15 +28,20 @@ SCHEMA_VERSION = 1
 def list_(out: Output) -> None:
     """List the models on this disk."""
     from ggufdeploy.cli.kept import list_kept
+    from ggufdeploy.hub.leftovers import list_leftovers
 
     settings = read_settings()
     models = sorted(list_kept(settings), key=lambda model: -model.last_used_s)
     rows = [
-        (model.ref, format_file_size(model.n_bytes), str(len(model.paths)), _ago(model.last_used_s)) for model in models
+        (model.ref, format_file_size(model.n_bytes), str(len(model.paths)), ago(model.last_used_s)) for model in models
     ]
     document = {"schema_version": SCHEMA_VERSION, "models": [_entry(model) for model in models]}
     empty = f"no models in {settings.hf_cache_dir}"
     out.table(("MODEL", ">SIZE", ">FILES", "LAST USED"), rows, document, empty=empty)
+    leftovers = list_leftovers(settings)
+    if leftovers:
+        size = format_file_size(sum(each.disk_bytes for each in leftovers))
+        out.note(f"{size} more in unfinished downloads: ggufdeploy partials list")
     if not models:
         out.hint("ggufdeploy profiles list")
 
@@ -89,13 +93,3 @@ def _entry(model: Kept) -> dict[str, object]:
         "paths": model.paths,
         "last_used": datetime.fromtimestamp(model.last_used_s, timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _ago(moment_s: float) -> str:
-    """Return how long ago, in the largest unit that fits."""
-    seconds = max(0.0, time.time() - moment_s)
-    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return "just now"

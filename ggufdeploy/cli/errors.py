@@ -14,7 +14,7 @@ from types import MappingProxyType
 import click
 
 from ggufdeploy import __version__
-from ggufdeploy.cli.output import printable
+from ggufdeploy.cli.output import Interrupted, printable
 from ggufdeploy.errors import (
     AccessDenied,
     BadGguf,
@@ -89,7 +89,9 @@ def describe(error: BaseException) -> Report:
         log = error.log if isinstance(error, EngineError) else ()
         return Report(_snake_case(type(error).__name__), error.message, error.hint, exit_code(error), log)
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return Report("interrupted", "interrupted", None, INTERRUPTED)
+        pressed = error.__cause__ if isinstance(error, click.Abort) else error  # click wraps it
+        hint = pressed.hint if isinstance(pressed, Interrupted) else None
+        return Report("interrupted", "interrupted", hint, INTERRUPTED)
     if isinstance(error, click.UsageError):
         hint = f"{error.ctx.command_path} --help" if error.ctx else None
         return Report("usage", error.format_message(), hint, USAGE)

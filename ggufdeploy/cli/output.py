@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -31,6 +33,14 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def printable(text: str) -> str:
     """Return `text` with control characters shown as "?", so that it cannot drive a terminal."""
     return _CONTROL.sub("?", text)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A Ctrl-C where something can be said about how to go on. hint: that."""
+
+    def __init__(self, hint: str) -> None:
+        super().__init__()
+        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,16 @@ class Output:
     def download_progress(self) -> Iterator[DownloadProgress]:
         """Show a download: bars on a terminal, a line per file elsewhere, nothing under --json or --quiet.
 
-        Call what this yields with every report of the download, from any thread.
+        Call what this yields with every report of the download, from any thread. Raises Interrupted, with the command
+        that goes on, for a Ctrl-C.
         """
         from ggufdeploy.cli.progress import open_progress
 
         with open_progress("silent" if self.mode != "human" else "bars" if _is_terminal() else "lines") as progress:
-            yield progress
+            try:
+                yield progress
+            except KeyboardInterrupt:
+                raise Interrupted(f"what was fetched is kept; this goes on from there: {_typed_command()}") from None
 
     def _print(self, text: str) -> None:
         click.echo(_encodable(printable(text), sys.stdout))
@@ -144,6 +158,16 @@ def align(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(row) for row in cells]
 
 
+def ago(moment_s: float) -> str:
+    """Return how long ago a Unix time is, in the largest unit that fits."""
+    seconds = max(0.0, time.time() - moment_s)
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
 def _plain(value: object) -> object:
     """Return what JSON knows: fields of dataclasses and structs, also unset ones, by name; paths as text."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -158,6 +182,12 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, PurePath) else value
+
+
+def _typed_command() -> str:
+    """Return the command line of this process, as one can paste it; `main` leaves its arguments in the root context."""
+    root = click.get_current_context().find_root()
+    return shlex.join([root.command_path, *root.obj])
 
 
 def _is_terminal() -> bool:

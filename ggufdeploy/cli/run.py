@@ -140,15 +140,11 @@ def _plan(
 
 
 def _fetch(planned: Planned, out: Output) -> tuple[Planned, Path]:
-    """Fetch what the plan needs; say how to go on when that is interrupted."""
+    """Fetch what the plan needs."""
     from ggufdeploy.deploy.planning import fetch
 
-    try:
-        with out.download_progress() as progress:
-            return fetch(planned, progress)
-    except KeyboardInterrupt:
-        out.hint(f"what was fetched is kept; the same command goes on: ggufdeploy run {planned.plan.model.ref}")
-        raise
+    with out.download_progress() as progress:
+        return fetch(planned, progress)
 
 
 def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int | None, out: Output) -> int:

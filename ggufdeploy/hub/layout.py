@@ -23,6 +23,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 PARTIAL = ".ggufdeploy-partial"
+DAMAGED = ".ggufdeploy-damaged"
 
 
 def checksum(file: GgufFile) -> str:
@@ -69,7 +70,7 @@ class RepoCache:
 
     def damaged(self, file: GgufFile) -> Path:
         """Where contents with a wrong checksum are put aside."""
-        return self.blobs / f"{checksum(file)}.ggufdeploy-damaged"
+        return self.blobs / f"{checksum(file)}{DAMAGED}"
 
     def lock(self, file: GgufFile) -> Path:
         """The lock that huggingface_hub takes for the same blob."""
