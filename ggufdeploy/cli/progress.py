@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Style = Literal["bars", "lines", "silent"]
 
 
+# Without a terminal, a download of hours says something this often.
+_LINE_EVERY_S = 30.0
+
 DownloadProgress = Callable[["Progress"], None]
 
 
@@ -40,10 +43,11 @@ def _ignore(report: Progress) -> None:
 
 
 class _Lines:
-    """Says when a file is checked, starts, waits and is complete; thread-safe."""
+    """Says when a file is checked, starts, waits and is complete, and now and then how far all are; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._spoke_at = time.monotonic()
         self._phases: dict[str, str] = {}
         self._started: dict[str, tuple[float, int]] = {}
 
@@ -53,9 +57,20 @@ class _Lines:
             self._phases[report.file] = report.phase
             if report.phase == "downloading":
                 self._started.setdefault(report.file, (time.monotonic(), report.file_done_bytes))
-            line = report.detail or (self._line(report) if news else None)
+            line = report.detail or (self._line(report) if news else self._so_far(report))
+            if line:
+                self._spoke_at = time.monotonic()
         if line:
             click.echo(printable(line), err=True)
+
+    def _so_far(self, report: Progress) -> str | None:
+        if report.phase != "downloading" or time.monotonic() - self._spoke_at < _LINE_EVERY_S:
+            return None
+        done, total = format_file_size(report.done_bytes), format_file_size(report.total_bytes)
+        if report.bytes_per_s is None or report.remaining_s is None:
+            return f"{done} of {total}"
+        rate = format_file_size(round(report.bytes_per_s))
+        return f"{done} of {total}, {rate}/s, {format_duration(report.remaining_s)} left"
 
     def _line(self, report: Progress) -> str | None:
         size, here = format_file_size(report.file_total_bytes), report.file_done_bytes

@@ -27,7 +27,7 @@ class Fanout:
     """
 
     connections: int = 8
-    range_bytes: int = 16 * MIB
+    range_bytes: int = 8 * MIB
     request_bytes: int = 256 * MIB
 
     def width(self, missing_bytes: int) -> int:

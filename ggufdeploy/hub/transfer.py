@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TICK_S, _FINAL_TICK_S = 0.05, 0.005
 # How often what was written is made to survive a crash of the machine, too.
 _SYNC_S = 15.0
+_HASHING_SHOWS_S = 1.0
 
 Stop = Callable[[], bool]
 
@@ -58,7 +60,7 @@ class Transfer:
         self._ranges = Ranges(file.n_bytes, fanout=fanout)
         self._sidecar = new_sidecar(cache.repo, commit, file.path, file.n_bytes)
         self._note_lock = threading.Lock()
-        self._reported_bytes = -1
+        self._reported_bytes, self._reported_at = -1, 0.0
 
     def run(self) -> Path:
         """Fetch, verify and move into place; return the blob.
@@ -147,11 +149,14 @@ class Transfer:
             write_sidecar(self._note, self._sidecar, sync=synced is not None)
 
     def _report_bytes(self) -> None:
-        """Report what has arrived since the last time; the checksum's share once all has."""
-        here = self._ranges.here_bytes
+        """Report what has arrived since the last time; when all has and the checksum takes longer, say that."""
+        here, now = self._ranges.here_bytes, time.monotonic()
         if here != self._reported_bytes:
-            self._report("downloading" if here < self._file.n_bytes else "checking", here)
-            self._reported_bytes = here
+            all_was_here = here == self._file.n_bytes and self._reported_bytes < 0
+            self._report("checking" if all_was_here else "downloading", here)
+            self._reported_bytes, self._reported_at = here, now
+        elif here == self._file.n_bytes and now - self._reported_at > _HASHING_SHOWS_S:
+            self._report("checking", here)
 
     def _report(self, phase: Phase, done_bytes: int, detail: str | None = None) -> None:
         self._reporter.report(phase, self._file.path, done_bytes, self._file.n_bytes, detail=detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 
@@ -56,6 +57,15 @@ def test_off_a_terminal_each_change_is_one_line_on_stderr(capsys):
         "checking m-00002-of-00002.gguf: 200.0 MB",
         "complete: m-00002-of-00002.gguf was here",
     ]
+
+
+def test_a_long_download_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr("ggufdeploy.cli.progress._LINE_EVERY_S", 0.0)
+    going = dataclasses.replace(report("downloading", "m.gguf", 50, 100, 50, 100), bytes_per_s=10e6)
+
+    show(Output(), [report("downloading", "m.gguf", 10, 100, 10, 100), going])
+
+    assert capsys.readouterr().err.splitlines()[-1] == "50.0 MB of 100.0 MB, 10.0 MB/s, 5.0 s left"
 
 
 @pytest.mark.parametrize("mode", ["json", "quiet"])
