@@ -9,6 +9,7 @@
     ├── DoesNotFit          no plan satisfies the request on this machine
     ├── Unreachable         network, mirror or node cannot be reached
     │   ├── Offline         offline mode is on and the file is not cached
+    │   ├── Blocked         something on the way refuses or answers in its place
     │   └── RateLimited     the Hub asks us to wait
     ├── NoDiskSpace
     ├── BadGguf             the file is not a GGUF file, or a damaged one
@@ -32,6 +33,7 @@ Anything that is not a GgufdeployError is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -40,6 +42,21 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     by_lower = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[matches[0]] if matches else None
+
+
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@]+@"), ""),  # user and password in a URL
+    (re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+"), r"\1"),  # a query: a CDN's carries a signature
+    (re.compile(r"\b(Bearer|Basic) [\w.~+/=-]+", re.IGNORECASE), r"\1 ***"),
+    (re.compile(r"\bhf_[A-Za-z0-9]{30,}"), "hf_***"),  # the Hub's tokens have 34 letters and digits behind hf_
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` without tokens, passwords in URLs and signed queries, whatever library wrote it."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 class GgufdeployError(Exception):
@@ -115,6 +132,13 @@ class Unreachable(GgufdeployError):
 
 class Offline(Unreachable):
     """Offline mode is on and what was asked for is not cached."""
+
+
+class Blocked(Unreachable):
+    """Something on the way refuses, or answers in the Hub's place; trying again will not help.
+
+    A proxy that wants a login, a certificate nobody here trusts, a network's login page, a mirror that is no Hub.
+    """
 
 
 class RateLimited(Unreachable):

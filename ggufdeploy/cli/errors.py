@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import click
@@ -28,6 +28,7 @@ from ggufdeploy.errors import (
     PortBusy,
     RequestError,
     Unreachable,
+    without_secrets,
 )
 
 BUG = 70
@@ -84,7 +85,18 @@ class Report:
 
 
 def describe(error: BaseException) -> Report:
-    """Return what to say about `error` and how to exit. Anything that is not a known error is a bug."""
+    """Return what to say about `error` and how to exit, without secrets. What is not a known error is a bug."""
+    report = _describe(error)
+    return replace(
+        report,
+        message=without_secrets(report.message),
+        hint=without_secrets(report.hint) if report.hint else None,
+        log=tuple(map(without_secrets, report.log)),
+        trace=without_secrets(report.trace) if report.trace else None,
+    )
+
+
+def _describe(error: BaseException) -> Report:
     if isinstance(error, GgufdeployError):
         log = error.log if isinstance(error, EngineError) else ()
         return Report(_snake_case(type(error).__name__), error.message, error.hint, exit_code(error), log)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ggufdeploy.errors import Offline, RateLimited, Unreachable
+from ggufdeploy.errors import Blocked, Offline, RateLimited, Unreachable
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class RetryPolicy:
 
     def wait_s(self, failures: int, error: Unreachable) -> float | None:
         """Return the seconds to wait after that many failures in a row; None: give up."""
-        if isinstance(error, Offline) or failures >= self.tries:
+        if isinstance(error, Offline | Blocked) or failures >= self.tries:
             return None
         if isinstance(error, RateLimited) and error.retry_after_s is not None:
             return error.retry_after_s if error.retry_after_s <= self.patience_s else None

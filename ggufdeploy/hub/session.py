@@ -7,17 +7,19 @@ import functools
 import os
 import re
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from ggufdeploy import __version__
-from ggufdeploy.errors import BadValue, NotFound, Offline, Unreachable
+from ggufdeploy.errors import NotFound, Offline, Unreachable
+from ggufdeploy.hub.cache import find_cached, list_cached
 from ggufdeploy.hub.catalog import GgufFile
+from ggufdeploy.hub.endpoint import Endpoint
 from ggufdeploy.hub.retry import FOR_DOWNLOADS, FOR_QUESTIONS, RetryPolicy, retrying
-from ggufdeploy.settings import Settings
+from ggufdeploy.settings import DEFAULT_ENDPOINT, Settings
 
 if TYPE_CHECKING:
     import httpx2
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _NAME = "ggufdeploy"
-_HUB_HOSTS = frozenset({"huggingface.co", "hf.co"})
+_NAMED = 3  # models of the cache that an error names
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,28 +58,21 @@ class Body:
 class HubClient:
     """Asks one endpoint. Cheap to make; the connection and the libraries come with the first question.
 
-    The token goes only to https://huggingface.co and hf.co, or to an endpoint in `trusted_endpoints` ("https://host"),
-    and never along with a redirect to another host. May be used by several threads.
+    The token goes only to an endpoint that may have it (see Endpoint), and never along with a redirect or a link to
+    another host. Raises BadValue for an endpoint that is not encrypted. May be used by several threads.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        trusted_endpoints: Collection[str] = (),
         questions: RetryPolicy = FOR_QUESTIONS,
         downloads: RetryPolicy = FOR_DOWNLOADS,
     ) -> None:
-        self.settings, self.endpoint = settings, settings.hf_endpoint
-        self.questions, self.downloads = questions, downloads
-        url = urlsplit(self.endpoint)
-        local = url.hostname in ("127.0.0.1", "localhost", "::1")
-        if url.hostname is None or url.scheme not in ("https", "http") or (url.scheme == "http" and not local):
-            raise BadValue("HF_ENDPOINT", f"HF_ENDPOINT: {self.endpoint!r} is not an https URL")
-        self._trusted = (url.scheme == "https" and url.hostname in _HUB_HOSTS) or self.endpoint in {
-            trusted.rstrip("/") for trusted in trusted_endpoints
-        }
-        self._token = settings.hf_token if self._trusted else None
+        self.settings, self.questions, self.downloads = settings, questions, downloads
+        self._endpoint = Endpoint.of(settings)
+        self.endpoint = self._endpoint.url
+        self._token = settings.hf_token if self._endpoint.gets_token else None
         self._revisions: dict[tuple[str, str], str] = {}
 
     def resolve_commit(self, repo: str, revision: str | None = None) -> str:
@@ -125,15 +120,21 @@ class HubClient:
         """
         http = self._online(repo)
         url = f"{self.endpoint}/{repo}/resolve/{commit}/{quote(file.path)}"
-        sent = http.build_hf_headers(token=self._token or False, library_name=_NAME, library_version=__version__)
+        sent = http.build_hf_headers(token=False, library_name=_NAME, library_version=__version__)
         headers = {**sent, "Accept-Encoding": "identity"}
         if start > 0 or end < file.n_bytes:
             headers["Range"] = f"bytes={start}-{end - 1}"
-        with http.get_session().stream("GET", url, headers=headers) as response:
+        session = http.get_session()
+        request = session.build_request("GET", url, headers=headers)
+        with http.token_for(self.endpoint, self._token):
+            response = session.send(request, stream=True)
+        with contextlib.closing(response):
             host = response.url.host
-            with http.library_errors(repo, endpoint=self.endpoint, token_hint=self._token_hint()):
+            with http.library_errors(repo, endpoint=self._endpoint, token_hint=self._token_hint()):
                 http.hf_raise_for_status(response)
-            _check_identity(response, file, host)
+            if response.headers.get("Content-Type", "").startswith("text/html"):
+                raise http.not_a_file(host, file.path)
+            _check_identity(response, file, commit, host)
             offset = _checked_offset(response, start, end, file.n_bytes, host)
             yield Body(offset, _chunks(http, response, host), functools.partial(_hang_up, response))
 
@@ -156,27 +157,45 @@ class HubClient:
         http = self._online(repo)
         from huggingface_hub import HfApi
 
-        api = HfApi(self.endpoint, token=self._token or False, library_name=_NAME, library_version=__version__)
+        api = HfApi(self.endpoint, token=False, library_name=_NAME, library_version=__version__)
 
         def attempt() -> T:
-            with http.library_errors(repo, endpoint=self.endpoint, token_hint=self._token_hint()):
+            with (
+                http.token_for(self.endpoint, self._token),
+                http.library_errors(repo, endpoint=self._endpoint, token_hint=self._token_hint()),
+            ):
                 return question(api)
 
         return retrying(self.questions, attempt)
 
     def _online(self, repo: str) -> ModuleType:
         if self.settings.offline:
-            raise Offline(
-                self.endpoint, f"HF_HUB_OFFLINE is set and {repo} is not in the cache", hint="unset HF_HUB_OFFLINE"
-            )
+            raise _offline(repo, self.settings)
         return _http()
 
     def _token_hint(self) -> str:
         if self.settings.hf_token is None:
             return "run `hf auth login` or set HF_TOKEN"
-        if not self._trusted:
-            return f"note that your token is not sent to {self.endpoint}, only to https://huggingface.co"
+        if not self._endpoint.gets_token:
+            only = f"only to {DEFAULT_ENDPOINT} and https endpoints named in GGUFDEPLOY_TRUSTED_ENDPOINTS"
+            return f"note that your token is not sent to {self.endpoint}, {only}"
         return "check that your token may read it: hf auth whoami"
+
+
+def _offline(repo: str, settings: Settings) -> Offline:
+    """Return the error that says what is here of `repo` (a repository, or what was searched for), and what can run."""
+    here = find_cached(repo, settings) if "/" in repo else []
+    if here:
+        names = ", ".join(model.quantization for model in here)
+        message = f"HF_HUB_OFFLINE is set, and of {repo} only this is in the cache: {names}"
+        return Offline(settings.hf_endpoint, message, hint=f"ggufdeploy run {repo}:{here[0].quantization}")
+    message = f"HF_HUB_OFFLINE is set and {repo} is not in the cache"
+    others = list_cached(settings)
+    if not others:
+        return Offline(settings.hf_endpoint, f"{message}, which holds no model", hint="unset HF_HUB_OFFLINE")
+    some = ", ".join(f"{model.repo}:{model.quantization}" for model in others[:_NAMED])
+    more = f" and {len(others) - _NAMED} more (ggufdeploy list)" if len(others) > _NAMED else ""
+    return Offline(settings.hf_endpoint, message, hint=f"unset HF_HUB_OFFLINE, or run what is here: {some}{more}")
 
 
 def search_names(query: str, client: HubClient, limit: int = 5) -> list[str]:
@@ -201,14 +220,16 @@ def _listed(entry: object) -> GgufFile:
     return GgufFile(path, n_bytes, None, oid if _COMMIT.fullmatch(oid) else None)
 
 
-def _check_identity(response: httpx2.Response, file: GgufFile, host: str) -> None:
-    """Refuse a body that is encoded, or that the Hub announces under another sha256 than the listing's."""
+def _check_identity(response: httpx2.Response, file: GgufFile, commit: str, host: str) -> None:
+    """Refuse a body that is encoded, or that the Hub announces under another sha256 or commit than was asked for."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise Unreachable(host, f"{host} sends {file.path} compressed, which cannot be resumed")
     for hop in (*response.history, response):
         linked = hop.headers.get("X-Linked-Etag", "").strip('"')
         if _SHA256.fullmatch(linked) and file.sha256 not in (None, linked):
             raise Unreachable(host, f"the Hub has another {file.path} now: sha256 {linked[:12]}… was not listed")
+        if hop.headers.get("X-Repo-Commit", commit) != commit:
+            raise Unreachable(host, f"{host} sends {file.path} of another commit than {commit[:12]}")
 
 
 def _checked_offset(response: httpx2.Response, start: int, end: int, n_bytes: int, host: str) -> int:

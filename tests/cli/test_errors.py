@@ -25,6 +25,7 @@ SAMPLES = [
     (errors.DoesNotFit("m", needed_bytes=2, free_bytes=1, hint="h"), 5, "does_not_fit"),
     (errors.Unreachable("https://example.org", "m", hint="h"), 6, "unreachable"),
     (errors.Offline("https://example.org", "m", hint="h"), 6, "offline"),
+    (errors.Blocked("https://example.org", "m", hint="h"), 6, "blocked"),
     (errors.RateLimited("https://example.org", "m", retry_after_s=3.0, hint="h"), 6, "rate_limited"),
     (errors.NoDiskSpace("/", "m", needed_bytes=2, free_bytes=1, hint="h"), 7, "no_disk_space"),
     (errors.BadGguf("f.gguf", 12, "wrong magic", hint="h"), 1, "bad_gguf"),

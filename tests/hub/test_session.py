@@ -21,9 +21,9 @@ def file_of(hub, path="tiny.Q8_0.gguf"):
     return GgufFile(path, (hub.root / REPO / path).stat().st_size, hub.oid(f"{REPO}/{path}"))
 
 
-def client_with(settings, *, trusted=(), **changes):
+def client_with(settings, **changes):
     changed = dataclasses.replace(settings, **changes)
-    return HubClient(changed, trusted_endpoints=trusted, questions=QUICK, downloads=QUICK)
+    return HubClient(changed, questions=QUICK, downloads=QUICK)
 
 
 def test_a_range_is_read_from_the_cdn_at_the_pinned_commit(hub, client):
@@ -63,9 +63,10 @@ def test_a_missing_repository_revision_and_file_are_not_found(hub, client):
     with pytest.raises(errors.NotFound, match="no repository acme/none") as caught:
         client.resolve_commit("acme/none")
     assert "hf auth login" in caught.value.hint
+    assert "HF_ENDPOINT=https://huggingface.co" in caught.value.hint
     with pytest.raises(errors.NotFound, match="no such branch, tag or commit"):
         client.resolve_commit(REPO, "v9")
-    with pytest.raises(errors.NotFound, match="does not have that file") as caught:
+    with pytest.raises(errors.NotFound, match="but not that file of it") as caught:
         client.read_range(REPO, hub.commit(REPO), GgufFile("none.gguf", 10, "0" * 64), 0, 10)
     assert caught.value.kind == "file"
 
@@ -89,7 +90,7 @@ def test_a_token_stays_here_unless_the_endpoint_is_trusted_by_name(hub, hub_sett
         distrusting.read_range(REPO, hub.commit(REPO), file_of(hub), 0, 10)
     assert "not sent" in caught.value.hint
     assert {request.authorization for request in hub.requests} == {None}
-    trusting = client_with(hub_settings, hf_token=SECRET, trusted=[hub.url + "/"])
+    trusting = client_with(hub_settings, hf_token=SECRET, trusted_endpoints=(hub.url,))
     assert trusting.read_range(REPO, hub.commit(REPO), file_of(hub), 0, 10) == WEIGHTS[:10]
     list_repository(REPO, None, trusting)
     sent = {(r.server, r.authorization) for r in hub.requests if r.authorization}
@@ -98,20 +99,29 @@ def test_a_token_stays_here_unless_the_endpoint_is_trusted_by_name(hub, hub_sett
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "goes"),
-    [("https://huggingface.co", True), ("https://hf.co", True), ("https://mirror.example", False),
-     ("https://huggingface.co.example", False), ("http://127.0.0.1:1", False)],
+    ("endpoint", "trusted", "goes"),
+    [("https://huggingface.co", (), True), ("https://hf.co", (), True), ("https://mirror.example", (), False),
+     ("https://huggingface.co.example", (), False), ("http://127.0.0.1:1", (), False),
+     ("https://mirror.example", ("https://mirror.example",), True),
+     ("https://mirror.example", ("https://mirror.example:8443", "https://example"), False),
+     ("http://127.0.0.1:1", ("http://127.0.0.1:1",), True), ("http://10.0.0.5:1", ("http://10.0.0.5:1",), False)],
 )  # fmt: skip
-def test_who_gets_the_token(settings, endpoint, goes):
-    client = client_with(settings, hf_token=SECRET, hf_endpoint=endpoint)
+def test_who_gets_the_token(settings, endpoint, trusted, goes):
+    client = client_with(settings, hf_token=SECRET, hf_endpoint=endpoint, trusted_endpoints=trusted)
     assert (client._token == SECRET) is goes
     assert SECRET not in repr(client) + repr(client.settings)
 
 
-@pytest.mark.parametrize("endpoint", ["http://huggingface.co", "ftp://x", "huggingface.co", ""])
+@pytest.mark.parametrize("endpoint", ["http://huggingface.co", "http://10.0.0.5:8090", "ftp://x", "huggingface.co", ""])
 def test_an_endpoint_without_encryption_is_refused_unless_it_is_this_machine(settings, endpoint):
     with pytest.raises(errors.BadValue, match="HF_ENDPOINT"):
         client_with(settings, hf_endpoint=endpoint)
+
+
+def test_a_password_in_the_endpoint_is_refused_and_not_shown(settings):
+    with pytest.raises(errors.BadValue, match="not supported") as caught:
+        client_with(settings, hf_endpoint="https://me:pass@mirror.example")
+    assert "pass@" not in str(caught.value) + str(caught.value.hint)
 
 
 def test_too_many_requests_are_waited_for_when_that_is_short(hub, client):
