@@ -179,6 +179,7 @@ class ChecksumMismatch(GgufdeployError):
     """The bytes received are not the bytes the Hub or the profile names (sha256, hex)."""
 
     def __init__(self, path: str, expected: str, actual: str, *, hint: str | None = None) -> None:
+        hint = hint or "run the same command again; if that repeats, a proxy or mirror on the way changes the file"
         super().__init__(f"{path} is damaged: sha256 {actual[:12]}… instead of {expected[:12]}…", hint=hint)
         self.path = path
         self.expected = expected

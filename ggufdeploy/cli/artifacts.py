@@ -12,10 +12,15 @@ if TYPE_CHECKING:
 
 
 def find_artifact(source: Source, quantization: str) -> Artifact:
-    """Return the source's quantization of this name, ignoring case. Raises NotFound, naming the nearest."""
+    """Return the source's quantization of this name, ignoring case.
+
+    Raises NotFound, naming the nearest, or why the Hub could not be asked whether it has it.
+    """
     for artifact in source.artifacts:
         if artifact.quantization.upper() == quantization.upper():
             return artifact
+    if source.reason is not None:
+        raise source.reason
     names = [artifact.quantization for artifact in source.artifacts]
     close = nearest(quantization, names)
     hint = f"did you mean {close}? " if close else ""

@@ -120,10 +120,11 @@ def _describe(error: BaseException) -> Report:
 def _of_the_system(error: OSError) -> Report:
     """Describe a disk or folder that refuses, which no code here can mend. ENOENT is not one: it may be a bug."""
     where = f"{error.filename}: " if error.filename else ""
-    hint = "check the folder and its permissions; GGUFDEPLOY_CACHE_DIR and HF_HOME say where files go"
     full = error.errno in _FULL
+    advice = "free some space (ggufdeploy list shows models)" if full else "check the folder and its permissions"
+    hint = f"{advice}; GGUFDEPLOY_CACHE_DIR and HF_HOME say where files go"
     code = EXIT_CODES[NoDiskSpace] if full else 1
-    return Report("no_disk_space" if full else "system", f"{where}{error.strerror}", None if full else hint, code)
+    return Report("no_disk_space" if full else "system", f"{where}{error.strerror}", hint, code)
 
 
 def exit_code(error: GgufdeployError) -> int:

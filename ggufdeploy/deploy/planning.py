@@ -107,7 +107,7 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
         machine = replace(machine, ram_bandwidth_bytes_per_s=measure_ram_bandwidth_bytes_per_s())
     candidates = Candidates(source)
     request = make_request(wish, source.profile)
-    _check_quantization(request, candidates)
+    _check_quantization(request, candidates, source)
     candidates.read(_first_guess(request, candidates, machine))
     info = candidates.all()[0].info
     request = _within_training(request, wish, info)
@@ -142,10 +142,12 @@ def fetch(planned: Planned, on_progress: OnProgress) -> tuple[Planned, Path]:
     return make(local, planned.plan.model.ref, planned.wish, planned.machine), path
 
 
-def _check_quantization(request: PlanRequest, candidates: Candidates) -> None:
+def _check_quantization(request: PlanRequest, candidates: Candidates, source: Source) -> None:
     wanted = request.quantization
     if wanted is None or wanted.upper() in {name.upper() for name in candidates.artifacts}:
         return
+    if source.reason is not None:
+        raise source.reason
     close = nearest(wanted, candidates.artifacts)
     names = ", ".join(candidates.artifacts)
     hint = f"did you mean {close}? There are: {names}" if close else f"there are: {names}"

@@ -46,12 +46,16 @@ class Headers:
 
 
 class Source(ABC):
-    """One model, in one or more quantizations. repo and revision: None when it is not from the Hub."""
+    """One model, in one or more quantizations. repo and revision: None when it is not from the Hub.
+
+    reason: why there may be more quantizations than it knows, None when these are all.
+    """
 
     def __init__(
         self, name: str, profile: Profile | None, *, repo: str | None = None, revision: str | None = None
     ) -> None:
         self.name, self.profile, self.repo, self.revision = name, profile, repo, revision
+        self.reason: Unreachable | None = None
 
     @property
     @abstractmethod
@@ -97,9 +101,16 @@ class HubSource(Source):
 class LocalSource(Source):
     """GGUF files on this disk."""
 
-    def __init__(self, name: str, files: dict[str, list[Path]], profile: Profile | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        files: dict[str, list[Path]],
+        profile: Profile | None = None,
+        *,
+        reason: Unreachable | None = None,
+    ) -> None:
         super().__init__(name, profile)
-        self._files = files
+        self._files, self.reason = files, reason
 
     @property
     def artifacts(self) -> Sequence[Artifact]:
@@ -216,7 +227,7 @@ def _offline(repo: str, profile: Profile, settings: Settings, reason: Unreachabl
     for model in find_cached(repo, settings):
         cached[model.quantization] = list(model.paths)
     if cached:
-        return LocalSource(profile.name, cached, profile)
+        return LocalSource(profile.name, cached, profile, reason=reason)
     if not profile.quantizations:
         raise reason
     return ProfileSource(profile, reason)
@@ -228,11 +239,11 @@ def _from_repository(
     profile = profiles.by_repo(reference.repo)
     try:
         catalogue = list_repository(reference.repo, revision or reference.revision, client)
-    except Unreachable:
+    except Unreachable as error:
         cached = {m.quantization: list(m.paths) for m in find_cached(reference.repo, client.settings)}
         if not cached:
             raise
-        return LocalSource(reference.repo, cached, profile), reference.quantization
+        return LocalSource(reference.repo, cached, profile, reason=error), reference.quantization
     quantization = reference.quantization
     if reference.file is not None:
         quantization = _quantization_of(reference.file, catalogue)

@@ -121,6 +121,18 @@ def test_a_bug_keeps_its_traceback_and_ends_with_70(fail):
     assert "this is a bug" in done.err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("args", [(), ("--json",), ("-v",)])
+@pytest.mark.parametrize("kind", [RuntimeError, errors.EngineError])
+def test_no_error_shows_a_token_a_password_or_a_signed_link(args, kind, fail):
+    token = "hf_" + "c4n4ry" * 6
+    text = f"GET https://me:hunter2@cdn.example/blob?Signature=s1gned failed with Bearer opaque and {token}"
+
+    done = fail(kind(text, hint=text, log=[text]) if kind is errors.EngineError else kind(text), *args)
+
+    assert "cdn.example/blob failed" in done.err
+    assert [secret for secret in (token, "hunter2", "s1gned", "opaque") if secret in done.err] == []
+
+
 def test_a_bug_under_json_is_one_line_with_the_traceback(fail):
     error = fail(ValueError("surprise"), "--json").error
 

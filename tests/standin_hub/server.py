@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         """Send a whole answer."""
         body = json.dumps(value).encode()
         self.send_response(status)
-        for key, text in {**(headers or {}), "Content-Type": "application/json"}.items():
+        for key, text in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(key, text)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
