@@ -6,21 +6,27 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ggufdeploy.errors import BadGguf
-from ggufdeploy.gguf.reader import Header, SkippedArray
+from ggufdeploy.gguf.reader import Header, HeaderPrefix, SkippedArray
 
 _MAX_U32 = (1 << 32) - 1
+
+_NOT_MODELS = {
+    "mmproj": "a multimodal projector",
+    "adapter": "a LoRA adapter",
+    "imatrix": "an importance matrix",
+}
 
 
 @dataclass(frozen=True)
 class Keys:
     """The keys `<architecture>.*` of a header; names are given without that prefix. Everything raises BadGguf."""
 
-    header: Header
+    header: Header | HeaderPrefix
     architecture: str
 
     def fail(self, reason: str) -> NoReturn:
         """Raise BadGguf for this header."""
-        raise BadGguf(self.header.source, self.header.data_offset, reason)
+        raise BadGguf(self.header.source, self.header.read_bytes, reason)
 
     def text(self, key: str) -> str | None:
         """Return a string by its full key, or None when it is absent."""
@@ -68,3 +74,17 @@ class Keys:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_U32:
             self.fail(f"{key} is {value!r}, which is not an unsigned 32-bit integer")
         return value
+
+
+def model_keys(header: Header | HeaderPrefix) -> Keys:
+    """Return the architecture's keys, or say what the file is if it is not a language model."""
+    keys = Keys(header, "general")
+    kind = _NOT_MODELS.get(keys.text("general.type") or "model")
+    architecture = keys.text("general.architecture")
+    if kind is None and architecture == "clip":
+        kind = _NOT_MODELS["mmproj"]
+    if kind is not None:
+        keys.fail(f"it holds {kind}, not a model")
+    if architecture is None:
+        keys.fail("its header lacks general.architecture")
+    return Keys(header, architecture)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ggufdeploy.gguf.attention import KvShape, kv_shapes
-from ggufdeploy.gguf.keys import Keys
+from ggufdeploy.gguf.keys import Keys, model_keys
 from ggufdeploy.gguf.reader import Header, SkippedArray, TensorInfo
 from ggufdeploy.gguf.shards import merge_shards
 
@@ -87,7 +87,7 @@ def model_info(headers: Sequence[Header]) -> ModelInfo:
     src/llama-model.cpp (load_hparams).
     """
     tensors = merge_shards(headers)
-    keys = _model_keys(headers[0])
+    keys = model_keys(headers[0])
     n_layers = keys.required("block_count")
     n_experts = keys.number("expert_count") or 0
     blocks, token_embedding, output = _sort_tensors(keys, tensors, n_layers)
@@ -118,27 +118,6 @@ def model_info(headers: Sequence[Header]) -> ModelInfo:
         file_type=file_type if isinstance(file_type, int) else None,
         chat_template=keys.text("tokenizer.chat_template"),
     )
-
-
-def _model_keys(header: Header) -> Keys:
-    """Return the architecture's keys, or say what the file is if it is not a language model."""
-    keys = Keys(header, "general")
-    kind = _NOT_MODELS.get(keys.text("general.type") or "model")
-    architecture = keys.text("general.architecture")
-    if kind is None and architecture == "clip":
-        kind = _NOT_MODELS["mmproj"]
-    if kind is not None:
-        keys.fail(f"it holds {kind}, not a model")
-    if architecture is None:
-        keys.fail("its header lacks general.architecture")
-    return Keys(header, architecture)
-
-
-_NOT_MODELS = {
-    "mmproj": "a multimodal projector",
-    "adapter": "a LoRA adapter",
-    "imatrix": "an importance matrix",
-}
 
 
 def _sort_tensors(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from ggufdeploy.errors import NotFound
+from ggufdeploy.errors import HeaderTruncated, NotFound
 from ggufdeploy.gguf.cursor import MAX_HEADER_BYTES, Cursor, Readable
 from ggufdeploy.gguf.types import GGML_TYPES, REMOVED_TYPES, GgmlType
 
@@ -57,6 +57,22 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class HeaderPrefix:
+    """The pairs that lie in the first bytes of a file; nothing is known of its tensors but their number.
+
+    metadata: the pairs read so far. An array whose end is cut off stands there as SkippedArray, because its length is
+    known. complete: all pairs were there. read_bytes: how far the parser came.
+    """
+
+    source: str
+    version: int
+    metadata: Mapping[str, Value]
+    n_tensors: int
+    complete: bool
+    read_bytes: int
+
+
+@dataclass(frozen=True)
 class Header:
     """Everything before the tensor data of one file.
 
@@ -69,6 +85,11 @@ class Header:
     tensors: tuple[TensorInfo, ...]
     alignment: int
     data_offset: int
+
+    @property
+    def read_bytes(self) -> int:
+        """How far the parser came; for messages."""
+        return self.data_offset
 
     @property
     def tensor_bytes(self) -> int:
@@ -101,7 +122,8 @@ def read_header(stream: Readable, *, source: str, file_bytes: int | None = None)
     version = _read_version(cursor)
     n_tensors = _read_count(cursor, "tensors", MAX_TENSORS)
     n_pairs = _read_count(cursor, "key-value pairs", MAX_PAIRS)
-    metadata = _read_metadata(cursor, n_pairs)
+    metadata: dict[str, Value] = {}
+    _read_metadata(cursor, n_pairs, metadata)
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     assert isinstance(alignment, int)
     tensors = _read_tensors(cursor, n_tensors, alignment)
@@ -114,6 +136,25 @@ def read_header(stream: Readable, *, source: str, file_bytes: int | None = None)
             f"the file is cut: {file_bytes:,} bytes of {header.needed_bytes:,}", hint="download it again or resume it"
         )
     return header
+
+
+def read_prefix(stream: Readable, *, source: str, file_bytes: int | None = None) -> HeaderPrefix:
+    """Read the pairs at the start of a file, as far as the stream goes. Parameters as read_header.
+
+    Raises HeaderTruncated when not even the number of pairs is there, BadGguf for everything that is wrong.
+    """
+    cursor = Cursor(stream, source, file_bytes)
+    version = _read_version(cursor)
+    n_tensors = _read_count(cursor, "tensors", MAX_TENSORS)
+    n_pairs = _read_count(cursor, "key-value pairs", MAX_PAIRS)
+    metadata: dict[str, Value] = {}
+    complete = True
+    try:
+        _read_metadata(cursor, n_pairs, metadata)
+    except HeaderTruncated:
+        complete = False
+        _check_block_count(cursor, metadata)
+    return HeaderPrefix(source, version, metadata, n_tensors, complete, cursor.position)
 
 
 def _read_version(cursor: Cursor) -> int:
@@ -171,8 +212,8 @@ def _read_count(cursor: Cursor, what: str, limit: int) -> int:
     return count
 
 
-def _read_metadata(cursor: Cursor, n_pairs: int) -> dict[str, Value]:
-    metadata: dict[str, Value] = {}
+def _read_metadata(cursor: Cursor, n_pairs: int, metadata: dict[str, Value]) -> None:
+    """Add all pairs to `metadata`, which keeps those before the end of a stream that is cut."""
     for index in range(n_pairs):
         key = cursor.string(f"key {index}", MAX_KEY_BYTES)
         if not key:
@@ -180,11 +221,17 @@ def _read_metadata(cursor: Cursor, n_pairs: int) -> dict[str, Value]:
         if key in metadata:
             cursor.fail(f"key {key!r} occurs twice")
         kind = cursor.u32(f"the type of {key!r}")
-        metadata[key] = value = _read_value(cursor, kind, key)
+        value: Value
+        if kind == _ARRAY:
+            item_kind, count = _read_array_start(cursor, key)
+            metadata[key] = SkippedArray(count)  # stands when the stream ends inside the array
+            value = _read_items(cursor, item_kind, count, key)
+        else:
+            value = _read_value(cursor, kind, key)
+        metadata[key] = value
         if key == "general.alignment":
             _check_alignment(cursor, kind, value)
     _check_block_count(cursor, metadata)
-    return metadata
 
 
 def _check_alignment(cursor: Cursor, kind: int, value: Value) -> None:
@@ -204,8 +251,6 @@ def _check_block_count(cursor: Cursor, metadata: Mapping[str, Value]) -> None:
 def _read_value(cursor: Cursor, kind: int, key: str) -> Value:
     if kind == _STRING:
         return cursor.string(f"the value of {key!r}")
-    if kind == _ARRAY:
-        return _read_array(cursor, key)
     return _read_numbers(cursor, kind, 1, key)[0]
 
 
@@ -222,16 +267,21 @@ def _letter(cursor: Cursor, kind: int, key: str) -> str:
     return _SCALARS[kind]
 
 
-def _read_array(cursor: Cursor, key: str, *, nested: bool = False) -> tuple[bool | int | float, ...] | SkippedArray:
+def _read_array_start(cursor: Cursor, key: str) -> tuple[int, int]:
     kind = cursor.u32(f"the item type of {key!r}")
-    count = _read_count(cursor, f"items in {key!r}", MAX_ARRAY_ITEMS)
+    return kind, _read_count(cursor, f"items in {key!r}", MAX_ARRAY_ITEMS)
+
+
+def _read_items(
+    cursor: Cursor, kind: int, count: int, key: str, *, nested: bool = False
+) -> tuple[bool | int | float, ...] | SkippedArray:
     if kind == _ARRAY:
         if nested:
             cursor.fail(f"{key!r} nests arrays more than two deep")
         if count > MAX_NESTED_ARRAYS:
             cursor.fail(f"{key!r} claims {count:,} arrays, the limit is {MAX_NESTED_ARRAYS:,}")
         for _ in range(count):
-            _read_array(cursor, key, nested=True)
+            _read_items(cursor, *_read_array_start(cursor, key), key, nested=True)
     elif kind == _STRING:
         cursor.skip_strings(count, repr(key))
     elif count <= MAX_KEPT_ITEMS and not nested:
