@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from ggufdeploy.cli.command import command
 from ggufdeploy.cli.options import machine_options, model_argument, read_settings, revision_option, wish_options
 from ggufdeploy.cli.output import Output
+from ggufdeploy.units import format_file_size
 
 if TYPE_CHECKING:
     from ggufdeploy.deploy.planning import Planned
+    from ggufdeploy.deploy.sources import Source
     from ggufdeploy.hardware.catalog import GpuSpec
     from ggufdeploy.settings import Settings
 
@@ -42,7 +44,18 @@ def plan(
     Reads only headers from the Hub (a few MB) and downloads nothing.
     """
     planned = make_planned(model, wish, gpu, machine_file, ram_bytes, revision, out, read_settings())
+    note_traffic(planned.source, out)
     show(planned, out, simulated=gpu is not None or machine_file is not None or ram_bytes is not None)
+
+
+def note_traffic(source: Source, out: Output) -> None:
+    """Say how much was read of the model's headers over the network."""
+    traffic = source.traffic
+    if traffic.requests:
+        size, plural = format_file_size(traffic.fetched_bytes), "s" if traffic.requests > 1 else ""
+        out.note(f"read {size} of headers in {traffic.requests} request{plural}, nothing else was downloaded")
+    else:
+        out.detail("every header was here already, nothing of the files was downloaded")
 
 
 def make_planned(

@@ -108,10 +108,13 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     candidates = Candidates(source)
     request = make_request(wish, source.profile)
     _check_quantization(request, candidates, source)
-    candidates.read(_first_guess(request, candidates, machine))
+    guess = _first_guess(request, candidates, machine)
+    if request.quantization is not None or not candidates.read_shape(guess):
+        candidates.read(guess)
     info = candidates.all()[0].info
     request = _within_training(request, wish, info)
     _check_engine_limits(request, info)
+    candidates.read(_better_guess(guess, request, candidates, machine))
     with DryRun() as dry_run:
         machine = _as_the_engine_sees_it(machine, dry_run, candidates, request)
         result = _search_exactly(candidates, request, machine)
@@ -124,6 +127,7 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     if option.verdict != "gpu" and machine.devices:
         advice = avoid_offload(option, result.options, request, machine, typed, list_gpus())
     plan = make_plan(ref, source.name, source.repo, source.revision, request, machine, option, result, advice)
+    plan = replace(plan, header_fetched_bytes=source.traffic.fetched_bytes)
     artifact = candidates.artifacts[option.candidate.quantization]
     sizes = {name: item.total_bytes for name, item in candidates.artifacts.items()}
     return Planned(plan, source, artifact, sizes, wish, machine)
@@ -201,6 +205,12 @@ def _first_guess(request: PlanRequest, candidates: Candidates, machine: Machine)
     by_size = sorted(candidates.artifacts.values(), key=lambda artifact: artifact.total_bytes)
     fitting = [artifact for artifact in by_size if artifact.total_bytes <= room]
     return (fitting[-1] if fitting else by_size[0]).quantization
+
+
+def _better_guess(guess: str, request: PlanRequest, candidates: Candidates, machine: Machine) -> str:
+    """Return the quantization that the shape of the model speaks for; its header is the one most likely needed."""
+    chosen = search(candidates.all(), request, machine, FormulaMemory()).chosen
+    return guess if chosen is None else chosen.candidate.quantization
 
 
 def _doubtful(result: SearchResult) -> str | None:

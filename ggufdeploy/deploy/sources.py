@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggufdeploy.errors import BadGguf, BadValue, NotFound, Unreachable
-from ggufdeploy.gguf.reader import Header, read_header_file
+from ggufdeploy.gguf.reader import Header, HeaderPrefix, read_header_file, read_prefix
+from ggufdeploy.gguf.shape import PREFIX_BYTES
 from ggufdeploy.gguf.types import file_type_name
 from ggufdeploy.hub.cache import find_cached
 from ggufdeploy.hub.catalog import Artifact, Catalogue, GgufFile, list_repository, parse_quantization
 from ggufdeploy.hub.download import Progress, download_artifact
-from ggufdeploy.hub.header import fetch_headers
+from ggufdeploy.hub.header import HeaderReader
 from ggufdeploy.hub.pypi import cached_pypi_model, fetch_pypi_model
 from ggufdeploy.hub.ref import NameRef, PathRef, RepoRef, parse_ref
 from ggufdeploy.hub.session import HubClient, search_names
@@ -45,6 +47,14 @@ class Headers:
     path: Path | None = None
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What reading headers has taken over the network. requests: ranges of files asked for."""
+
+    fetched_bytes: int = 0
+    requests: int = 0
+
+
 class Source(ABC):
     """One model, in one or more quantizations. repo and revision: None when it is not from the Hub.
 
@@ -62,6 +72,20 @@ class Source(ABC):
     def artifacts(self) -> Sequence[Artifact]:
         """The quantizations on offer."""
 
+    @property
+    def traffic(self) -> Traffic:
+        """What reading headers has taken so far."""
+        return Traffic()
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """(path, reason) of GGUF files beside the quantizations that are not offered."""
+        return ()
+
+    @abstractmethod
+    def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
+        """Return what the artifact's first 64 KiB say; None when they cannot be had without the file."""
+
     @abstractmethod
     def headers(self, artifact: Artifact) -> Headers | None:
         """Return the artifact's headers, downloading nothing else; None when they cannot be had without the file."""
@@ -77,15 +101,30 @@ class HubSource(Source):
     def __init__(self, name: str, catalogue: Catalogue, client: HubClient, profile: Profile | None) -> None:
         super().__init__(name, profile, repo=catalogue.repo, revision=catalogue.commit)
         self._catalogue, self._client = catalogue, client
+        self._reader = HeaderReader(client, catalogue.repo, catalogue.commit)
 
     @property
     def artifacts(self) -> Sequence[Artifact]:
         """See Source."""
         return self._catalogue.artifacts
 
+    @property
+    def traffic(self) -> Traffic:
+        """See Source."""
+        return Traffic(self._reader.fetched_bytes, self._reader.requests)
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """See Source."""
+        return self._catalogue.skipped
+
+    def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
+        """See Source: one range read, cached by sha256."""
+        return self._reader.prefix(artifact.files[0])
+
     def headers(self, artifact: Artifact) -> Headers | None:
         """See Source: range reads, cached by sha256."""
-        fetched = fetch_headers(self._client, self._catalogue.repo, self._catalogue.commit, artifact)
+        fetched = self._reader.headers(artifact)
         shards = tuple(
             ShardHeader(Path(file.path).name, got.header, got.raw, file.n_bytes)
             for file, got in zip(artifact.files, fetched, strict=True)
@@ -120,6 +159,10 @@ class LocalSource(Source):
             for name, paths in self._files.items()
         ]
 
+    def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
+        """See Source. Raises BadGguf."""
+        return _local_prefix(Path(artifact.files[0].path))
+
     def headers(self, artifact: Artifact) -> Headers | None:
         """See Source. Raises BadGguf for a damaged or cut file."""
         return local_headers([Path(file.path) for file in artifact.files])
@@ -142,6 +185,11 @@ class PackageSource(Source):
         source = self._source
         name = parse_quantization(source.file) or "unknown"
         return [Artifact(name, (GgufFile(source.file, source.n_bytes, source.sha256),))]
+
+    def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
+        """See Source."""
+        path = cached_pypi_model(self._source, self._settings)
+        return _local_prefix(path) if path else None
 
     def headers(self, artifact: Artifact) -> Headers | None:
         """See Source: a package index has no range reads, so only once it is here."""
@@ -167,6 +215,10 @@ class ProfileSource(Source):
             Artifact(known.name, (GgufFile(f"{self.name}.{known.name}.gguf", known.n_bytes, None),))
             for known in self._facts.quantizations
         ]
+
+    def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
+        """See Source: none."""
+        return None
 
     def headers(self, artifact: Artifact) -> Headers | None:
         """See Source: none."""
@@ -312,3 +364,9 @@ def local_headers(paths: Sequence[Path]) -> Headers:
             raw = stream.read(header.data_offset)
         shards.append(ShardHeader(path.name, header, raw, path.stat().st_size))
     return Headers(tuple(shards), "file", paths[0])
+
+
+def _local_prefix(path: Path) -> HeaderPrefix:
+    with path.open("rb") as stream:
+        start = stream.read(PREFIX_BYTES)
+    return read_prefix(io.BytesIO(start), source=str(path), file_bytes=path.stat().st_size)

@@ -123,7 +123,10 @@ class PlanAlternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything needed to fetch, load and explain one deployment; all sizes in bytes, all contexts in tokens."""
+    """Everything needed to fetch, load and explain one deployment; all sizes in bytes, all contexts in tokens.
+
+    header_fetched_bytes: what planning read over the network, 0 when all headers were here; null: not recorded.
+    """
 
     model: PlanModel
     quantization: PlanQuantization
@@ -139,6 +142,7 @@ class Plan:
     header_source: HeaderSource
     warnings: tuple[PlanWarning, ...]
     alternatives: tuple[PlanAlternative, ...]
+    header_fetched_bytes: int | None = None
     schema_version: int = SCHEMA_VERSION
 
 

@@ -14,7 +14,7 @@ from ggufdeploy.planner.placement import Placement
 from ggufdeploy.planner.plan import plan_from_json, plan_to_json
 from ggufdeploy.planner.request import PlanRequest
 from ggufdeploy.planner.search import fits
-from ggufdeploy.units import GIB
+from ggufdeploy.units import GIB, format_file_size
 from tests.deploy.conftest import REPO, SHARDS, ggufdeploy
 
 pytestmark = pytest.mark.engine
@@ -105,13 +105,46 @@ def test_one_more_layer_would_not_fit(mixtral_hub, settings):
     assert here.devices[0].weights_bytes == planned.plan.devices[0].weights_bytes
 
 
-def test_planning_downloads_only_headers(mixtral_hub):
-    plan("--ctx", "8192")
-    fetched = [entry for entry in mixtral_hub.requests if entry.range]
-    assert fetched
-    for entry in fetched:
-        first, _, last = entry.range.removeprefix("bytes=").partition("-")
-        assert int(last) - int(first) < 64 << 20
+def sent(hub):
+    """What the Hub sent of files: (bytes, requests)."""
+    ranges = [entry.range.removeprefix("bytes=").split("-") for entry in hub.requests if entry.server == "cdn"]
+    return sum(int(last) - int(first) + 1 for first, last in ranges), len(ranges)
+
+
+@pytest.mark.parametrize(
+    ("context", "at_most_bytes"), [(8192, 1_200_000), (32768, 2_400_000), (65536, 1_200_000)]
+)  # the quantization that is chosen, and at 32,768 one that misses by under 2 %
+def test_planning_downloads_only_headers_and_says_how_many_bytes(mixtral_hub, context, at_most_bytes):
+    document = plan("--ctx", str(context)).document
+    n_bytes, _ = sent(mixtral_hub)
+    assert document["header_fetched_bytes"] == n_bytes
+    assert 0 < n_bytes <= at_most_bytes
+
+    mixtral_hub.requests.clear()
+    result = ggufdeploy("plan", "mixtral-8x22b", "--gpu", "h100-sxm", "--ram", "256GiB", "--ctx", str(context))
+    assert sent(mixtral_hub) == (0, 0)
+    assert "of headers" not in result.stderr
+    again = plan("--ctx", str(context)).document
+    assert (again["header_fetched_bytes"], again["header_source"]) == (0, "cache")
+    assert again["devices"] == document["devices"]
+
+
+def test_the_plan_in_words_says_how_many_bytes_too(mixtral_hub):
+    result = ggufdeploy("plan", "mixtral-8x22b", "--gpu", "h100-sxm", "--ram", "256GiB", "--ctx", "8192")
+    n_bytes, requests = sent(mixtral_hub)
+    assert requests == 3
+    assert (
+        f"read {format_file_size(n_bytes)} of headers in {requests} requests, nothing else was downloaded"
+        in result.stderr.splitlines()
+    )
+
+
+def test_a_cut_connection_is_counted_and_its_bytes_are_not_fetched_again(mixtral_hub):
+    mixtral_hub.fault("cut", "*.gguf", at=10_000)
+    document = plan("--ctx", "8192").document
+    n_bytes, requests = sent(mixtral_hub)  # one of these ranges ended after 10,000 bytes, and the next began there
+    assert requests == 4
+    assert document["header_fetched_bytes"] == n_bytes - (65_536 - 10_000)
 
 
 def test_the_document_has_exactly_the_documented_keys(mixtral_hub):
@@ -119,7 +152,8 @@ def test_the_document_has_exactly_the_documented_keys(mixtral_hub):
     assert document["schema_version"] == 1
     assert set(document) == {
         "schema_version", "model", "quantization", "context_tokens", "slots", "kv_cache", "verdict", "placement",
-        "engine", "devices", "speed", "memory_source", "header_source", "warnings", "alternatives",
+        "engine", "devices", "speed", "memory_source", "header_source", "header_fetched_bytes",
+        "warnings", "alternatives",
     }  # fmt: skip
     assert set(document["model"]) == {
         "ref", "name", "repo", "revision", "architecture", "n_params", "n_layers", "n_experts", "context_train_tokens",

@@ -1,11 +1,14 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from ggufdeploy.errors import BadGguf, Unreachable
+from ggufdeploy.gguf.shape import PREFIX_BYTES
 from ggufdeploy.hub.catalog import GgufFile, list_repository
 from ggufdeploy.hub.download import download_artifact
-from ggufdeploy.hub.header import fetch_header, fetch_headers
+from ggufdeploy.hub.header import HeaderReader
 from ggufdeploy.units import MIB
-from tests.gguf_writer import TINY_LLAMA, GgufBuilder, write_model
+from tests.gguf_writer import TINY_LLAMA, GgufBuilder, write_mixtral_8x22b, write_model
 
 pytestmark = pytest.mark.slow
 
@@ -19,13 +22,38 @@ def folder(hub):
     return folder
 
 
+class Fetch:
+    """Reads headers as a new process would each time. reader: of the last call."""
+
+    def __init__(self, hub, client):
+        self.hub, self.client = hub, client
+
+    def _prepare(self, path):
+        artifacts = list_repository(REPO, None, self.client).artifacts
+        (artifact,) = [a for a in artifacts if a.files[0].path == path]
+        self.reader = HeaderReader(self.client, REPO, self.hub.commit(REPO))
+        return artifact
+
+    def __call__(self, path):
+        file = self._prepare(path).files[0]
+        return self.reader.header(file)
+
+    def all(self, path):
+        artifact = self._prepare(path)
+        return self.reader.headers(artifact)
+
+    def prefix(self, path):
+        file = self._prepare(path).files[0]
+        return self.reader.prefix(file)
+
+    @property
+    def traffic(self):
+        return self.reader.requests, self.reader.fetched_bytes
+
+
 @pytest.fixture
 def fetch(hub, client):
-    def fetch(path):
-        (artifact,) = [a for a in list_repository(REPO, None, client).artifacts if a.files[0].path == path]
-        return fetch_header(client, REPO, hub.commit(REPO), artifact.files[0])
-
-    return fetch
+    return Fetch(hub, client)
 
 
 def with_vocabulary(n_bytes):
@@ -44,7 +72,7 @@ def test_a_small_header_takes_one_request(hub, folder, fetch):
     got = fetch("m.Q8_0.gguf")
     assert got.header.metadata["general.architecture"] == "llama"
     assert got.raw == (folder / "m.Q8_0.gguf").read_bytes()[: got.header.data_offset]
-    assert (got.requests, got.fetched_bytes, got.from_cache) == (1, MIB, False)
+    assert (*fetch.traffic, got.from_cache) == (1, MIB, False)
     assert cdn_ranges(hub) == ["bytes=0-1048575"]
 
 
@@ -54,7 +82,7 @@ def test_reads_grow_and_never_repeat_a_byte(hub, folder, fetch):
     assert cdn_ranges(hub) == [
         f"bytes={start * MIB}-{end * MIB - 1}" for start, end in ((0, 1), (1, 2), (2, 4), (4, 8))
     ]
-    assert (got.requests, got.fetched_bytes) == (4, 8 * MIB)
+    assert fetch.traffic == (4, 8 * MIB)
     assert len(got.raw) == got.header.data_offset > 5 * MIB
 
 
@@ -65,17 +93,82 @@ def test_the_second_time_comes_from_the_disk_even_under_another_commit(hub, fold
     hub.requests.clear()
     second = fetch("m.Q8_0.gguf")
     assert (second.raw, second.header.tensors) == (first.raw, first.header.tensors)
-    assert (second.from_cache, second.requests, second.fetched_bytes) == (True, 0, 0)
+    assert (second.from_cache, *fetch.traffic) == (True, 0, 0)
     assert cdn_ranges(hub) == []
 
 
-def test_a_damaged_cache_entry_is_fetched_again(hub, folder, fetch, client):
+def cached(client):
+    return sorted((client.settings.cache_dir / "headers").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped where it still parses", "another header"])
+def test_a_damaged_cache_entry_is_fetched_again(hub, folder, fetch, client, damage):
     write_model(folder / "m.Q8_0.gguf", TINY_LLAMA, "Q8_0")
     first = fetch("m.Q8_0.gguf")
-    (entry,) = (client.settings.cache_dir / "headers").iterdir()
-    entry.write_bytes(first.raw[:100])
-    assert fetch("m.Q8_0.gguf").from_cache is False
+    (entry,) = cached(client)
+    content = bytearray(entry.read_bytes())
+    if damage == "cut":
+        del content[100:]
+    elif damage == "another header":
+        content = bytearray(GgufBuilder("llama").tensor("t", (32, 4), "Q8_0").header())
+    else:
+        content[content.index(b"tiny-llama")] ^= 1
+    entry.write_bytes(content)
+    again = fetch("m.Q8_0.gguf")
+    assert (again.from_cache, again.raw) == (False, first.raw)
     assert fetch("m.Q8_0.gguf").from_cache is True
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_a_plan(hub, folder, fetch, client):
+    write_model(folder / "m.Q8_0.gguf", TINY_LLAMA, "Q8_0")
+    client.settings.cache_dir.mkdir(parents=True)
+    (client.settings.cache_dir / "headers").write_text("a file where the folder belongs")
+    assert fetch("m.Q8_0.gguf").from_cache is False
+    assert fetch.prefix("m.Q8_0.gguf").metadata["llama.block_count"] == TINY_LLAMA.n_layers
+
+
+def test_many_that_write_the_same_entry_leave_one_whole_entry(hub, folder, fetch, client):
+    write_model(folder / "m.Q8_0.gguf", TINY_LLAMA, "Q8_0")
+    (artifact,) = list_repository(REPO, None, client).artifacts
+    readers = [HeaderReader(client, REPO, hub.commit(REPO)) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda reader: reader.header(artifact.files[0]).raw, readers))
+    assert len(set(got)) == 1
+    assert len(cached(client)) == 1
+    assert fetch("m.Q8_0.gguf").from_cache is True
+
+
+def test_the_shape_takes_64_kib_which_the_whole_header_does_not_fetch_again(hub, folder, fetch, client):
+    (folder / "m.Q8_0.gguf").write_bytes(with_vocabulary(5 * MIB) + b"\0" * 9 * MIB)
+    prefix = fetch.prefix("m.Q8_0.gguf")
+    assert fetch.traffic == (1, PREFIX_BYTES)
+    assert prefix.metadata["general.architecture"] == "llama"
+    assert prefix.complete is False
+    got = fetch("m.Q8_0.gguf")
+    assert fetch.traffic == (4, 8 * MIB - PREFIX_BYTES)
+    assert got.raw == (folder / "m.Q8_0.gguf").read_bytes()[: got.header.data_offset]
+    assert cdn_ranges(hub)[:2] == ["bytes=0-65535", "bytes=65536-1048575"]
+    hub.requests.clear()
+    assert fetch.prefix("m.Q8_0.gguf").metadata == prefix.metadata
+    assert fetch.traffic == (0, 0)
+    assert cdn_ranges(hub) == []
+
+
+def test_a_start_that_was_damaged_on_its_way_is_fetched_again_with_the_header(hub, folder, fetch):
+    content = with_vocabulary(2 * MIB) + b"\0" * 2 * MIB
+    (folder / "m.Q8_0.gguf").write_bytes(content)
+    last_length = content.rindex((96).to_bytes(8, "little"), 0, PREFIX_BYTES)
+    hub.fault("corrupt", "*.gguf", at=last_length)
+    assert fetch.prefix("m.Q8_0.gguf").metadata["general.architecture"] == "llama"
+    got = fetch("m.Q8_0.gguf")
+    assert got.raw == content[: got.header.data_offset]
+    assert cdn_ranges(hub)[-3:] == ["bytes=0-1048575", "bytes=1048576-2097151", "bytes=2097152-4194303"]
+
+
+def test_later_shards_begin_with_64_kib(hub, folder, fetch):
+    write_mixtral_8x22b(folder, "Q4_K_S", shards=2)
+    fetch.all("Mixtral-8x22B-Instruct-v0.1.Q4_K_S-00001-of-00002.gguf")
+    assert sorted(cdn_ranges(hub)) == ["bytes=0-1048575", "bytes=0-65535"]
 
 
 def test_a_downloaded_file_answers_itself(hub, folder, fetch, client):
@@ -87,19 +180,21 @@ def test_a_downloaded_file_answers_itself(hub, folder, fetch, client):
     assert cdn_ranges(hub) == []
 
 
-def test_all_shards_are_fetched_in_order(hub, folder, client):
+def test_all_shards_are_fetched_in_order(hub, folder, fetch):
     for shard in (1, 2, 3):
         write_model(folder / f"m.Q8_0-0000{shard}-of-00003.gguf", TINY_LLAMA, "Q8_0" if shard == 2 else "F16")
-    catalogue = list_repository(REPO, None, client)
-    got = fetch_headers(client, REPO, catalogue.commit, catalogue.artifacts[0])
+    got = fetch.all("m.Q8_0-00001-of-00003.gguf")
     types = [{tensor.type.name for tensor in one.header.tensors} for one in got]
     assert ["Q8_0" in names for names in types] == [False, True, False]
 
 
 def test_one_cut_connection_is_not_the_end(hub, folder, fetch):
     write_model(folder / "m.Q8_0.gguf", TINY_LLAMA, "Q8_0")
+    size = (folder / "m.Q8_0.gguf").stat().st_size
     hub.fault("cut", "*.gguf", at=50)
     assert fetch("m.Q8_0.gguf").header.metadata["general.architecture"] == "llama"
+    assert cdn_ranges(hub) == [None, f"bytes=50-{size - 1}"]
+    assert fetch.traffic == (2, size)
 
 
 def test_a_range_that_is_not_the_one_asked_for_is_refused(hub, folder, fetch):
@@ -130,4 +225,4 @@ def test_an_endless_header_is_given_up(hub, folder, client, monkeypatch):
     (folder / "m.Q8_0.gguf").write_bytes(with_vocabulary(5 * MIB))
     file = GgufFile("m.Q8_0.gguf", (folder / "m.Q8_0.gguf").stat().st_size, hub.oid(f"{REPO}/m.Q8_0.gguf"))
     with pytest.raises(BadGguf, match="larger than 2 MiB"):
-        fetch_header(client, REPO, hub.commit(REPO), file)
+        HeaderReader(client, REPO, hub.commit(REPO)).header(file)
