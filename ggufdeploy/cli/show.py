@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufdeploy.cli.artifacts import describe_artifact, describe_source, find_artifact
 from ggufdeploy.cli.command import command
-from ggufdeploy.cli.options import model_argument, read_settings, revision_option
+from ggufdeploy.cli.options import ctx_option, machine_options, model_argument, read_settings, revision_option
 from ggufdeploy.cli.output import Output, align
+from ggufdeploy.cli.plan import note_traffic
 from ggufdeploy.errors import NotFound
 from ggufdeploy.units import format_bytes, format_file_size
 
 if TYPE_CHECKING:
+    from ggufdeploy.deploy.ladder import Fit, Ladder
     from ggufdeploy.deploy.sources import Source
     from ggufdeploy.gguf.model import ModelInfo
+    from ggufdeploy.hardware.catalog import GpuSpec
+    from ggufdeploy.hardware.machine import Machine
     from ggufdeploy.hub.catalog import Artifact
 
 
@@ -47,26 +53,43 @@ class Facts:
 @command(
     "show",
     examples=[
-        ("ggufdeploy show mixtral-8x22b", "its quantizations, with sizes and number of files"),
+        ("ggufdeploy show mixtral-8x22b", "its quantizations: sizes, files, and which fit this machine"),
+        ("ggufdeploy show owner/repo --gpu rtx-4090:2 --ctx 32k", "which fit two cards that are not here"),
         ("ggufdeploy show owner/repo:Q4_K_M", "what that quantization holds, from its header alone"),
         ("ggufdeploy show ./model.gguf", "the same for a file on this disk"),
     ],
 )
 @model_argument
+@ctx_option
+@machine_options
 @revision_option
-def show(model: str, revision: str | None, out: Output) -> None:
-    """Show the quantizations of MODEL; with a quantization, or for a file, what it holds.
+def show(
+    model: str,
+    context_tokens: int | None,
+    gpu: tuple[GpuSpec, int] | None,
+    machine_file: Path | None,
+    ram_bytes: int | None,
+    revision: str | None,
+    out: Output,
+) -> None:
+    """Show the quantizations of MODEL and whether they fit; with a quantization, or for a file, what it holds.
 
-    MODEL is a name, owner/repo[:QUANT], a Hub URL, or a path. Reads headers only.
+    MODEL is a name, owner/repo[:QUANT], a Hub URL, or a path. Reads headers only: for all quantizations 64 KiB. What
+    fits is an estimate for the profile's context, or --ctx; `plan` asks the engine.
     """
+    from ggufdeploy.cli.machines import choose_machine
     from ggufdeploy.deploy.sources import resolve
 
     source, quantization = resolve(model, read_settings(), revision=revision)
     artifact = _chosen(source, quantization)
     if artifact is None:
-        _show_ladder(source, out)
+        found = choose_machine(gpu, machine_file, ram_bytes)
+        for note in found.notes:
+            out.note(note)
+        _show_ladder(source, context_tokens, found.machine, out)
     else:
         _show_facts(source, artifact, out)
+        note_traffic(source, out)
 
 
 def _chosen(source: Source, quantization: str | None) -> Artifact | None:
@@ -78,27 +101,92 @@ def _chosen(source: Source, quantization: str | None) -> Artifact | None:
     return next(iter(artifacts.values())) if only_local else None
 
 
-def _show_ladder(source: Source, out: Output) -> None:
-    """Print all quantizations, the largest first."""
-    artifacts = sorted(source.artifacts, key=lambda artifact: -artifact.total_bytes)
+def _show_ladder(source: Source, context_tokens: int | None, machine: Machine, out: Output) -> None:
+    """Print all quantizations, the largest first, and whether they fit."""
+    from ggufdeploy.deploy.ladder import judge
+    from ggufdeploy.deploy.planning import Wish
+
+    ladder = judge(source, Wish(context_tokens=context_tokens), machine)
     rows = [
         (
-            artifact.quantization,
-            format_file_size(artifact.total_bytes),
-            format_bytes(artifact.total_bytes),
-            str(len(artifact.files)),
+            rung.artifact.quantization,
+            format_file_size(rung.artifact.total_bytes),
+            format_bytes(rung.artifact.total_bytes),
+            str(len(rung.artifact.files)),
+            "?" if rung.bits_per_weight is None else f"{rung.bits_per_weight:.2f}",
+            "?" if rung.fit is None else _where(rung.fit, ladder.context_tokens),
         )
-        for artifact in artifacts
+        for rung in ladder.rungs
     ]
     out.note(f"{source.name}: {source.repo or 'no repository'}" + (f" @ {source.revision}" if source.revision else ""))
-    out.table(
-        ("QUANTIZATION", ">SIZE", ">MEMORY", ">FILES"),
-        rows,
-        {**describe_source(source), "quantizations": [describe_artifact(artifact) for artifact in artifacts]},
-        empty="no GGUF quantization here",
+    columns = ("QUANTIZATION", ">SIZE", ">MEMORY", ">FILES", ">BITS", "FITS")
+    out.table(columns, rows, _ladder_document(source, ladder, machine), empty="no GGUF quantization here")
+    if ladder.problem is not None:
+        out.warning(f"what fits is not known: {ladder.problem}", ladder.problem.hint)
+    else:
+        out.note(f"FITS is an estimate for {_machine(machine)} at {ladder.context_tokens:,} tokens of context")
+    _note_skipped(source, out)
+    note_traffic(source, out)
+    out.hint(f"ggufdeploy plan {source.repo or source.name}")
+
+
+def _ladder_document(source: Source, ladder: Ladder, machine: Machine) -> dict[str, object]:
+    """Return what a document says of all quantizations; fits: of each, an estimate, null when unknown."""
+    return {
+        **describe_source(source),
+        "context_tokens": ladder.context_tokens,
+        "slots": ladder.slots,
+        "machine": machine,
+        "memory_source": "estimate",
+        "header_source": ladder.header_source,
+        "header_fetched_bytes": source.traffic.fetched_bytes,
+        "fits_unknown_because": None if ladder.problem is None else str(ladder.problem),
+        "quantizations": [
+            {
+                **describe_artifact(rung.artifact),
+                "bits_per_weight": None if rung.bits_per_weight is None else round(rung.bits_per_weight, 3),
+                "fits": rung.fit,
+            }
+            for rung in ladder.rungs
+        ],
+        "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
+    }
+
+
+def _where(fit: Fit, context_tokens: int) -> str:
+    """Say in a few words where a quantization would run, and what is left beside it."""
+    context = f"{context_tokens // 1024}k" if context_tokens % 1024 == 0 else f"{context_tokens:,}"
+    free = "" if fit.free_bytes is None else f"{format_bytes(fit.free_bytes)} free at {context}"
+    if fit.verdict == "gpu":
+        return f"GPU, {free}"
+    if fit.verdict == "cpu":
+        return f"CPU, {free}"
+    if fit.verdict == "offload" and fit.strategy == "experts":
+        return f"GPU+RAM, experts of {fit.n_host_expert_layers}/{fit.n_layers_total - 1} layers in RAM"
+    if fit.verdict == "offload":
+        return f"GPU+RAM {fit.n_gpu_layers}/{fit.n_layers_total}"
+    return "from disk, very slow" if fit.verdict == "disk" else "no"
+
+
+def _machine(machine: Machine) -> str:
+    """Name the machine that was judged for."""
+    names = [device.description for device in machine.devices]
+    cards = ", ".join(
+        f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
     )
-    if artifacts:
-        out.hint(f"ggufdeploy plan {source.repo or source.name}")
+    ram = f"{format_bytes(machine.ram_available_bytes)} of free RAM"
+    return f"{cards} and {ram}" if cards else f"no GPU and {ram}"
+
+
+def _note_skipped(source: Source, out: Output) -> None:
+    """Name the GGUF files that are no quantization of the model."""
+    for path, reason in source.skipped:
+        out.detail(f"not offered: {path} ({reason})")
+    if source.skipped and not out.verbose:
+        kinds = Counter(reason for _, reason in source.skipped)
+        named = "; ".join(f"{count} x {reason}" for reason, count in kinds.most_common(3))
+        more = f"; {len(kinds) - 3} other reasons" if len(kinds) > 3 else ""
+        out.note(f"{len(source.skipped)} more GGUF files are not offered ({named}{more}); -v names them")
 
 
 def _show_facts(source: Source, artifact: Artifact, out: Output) -> None:

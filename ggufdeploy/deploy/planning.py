@@ -105,16 +105,8 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     """
     if not machine.simulated and machine.ram_bandwidth_bytes_per_s is None:
         machine = replace(machine, ram_bandwidth_bytes_per_s=measure_ram_bandwidth_bytes_per_s())
-    candidates = Candidates(source)
-    request = make_request(wish, source.profile)
-    _check_quantization(request, candidates, source)
-    guess = _first_guess(request, candidates, machine)
-    if request.quantization is not None or not candidates.read_shape(guess):
-        candidates.read(guess)
-    info = candidates.all()[0].info
-    request = _within_training(request, wish, info)
-    _check_engine_limits(request, info)
-    candidates.read(_better_guess(guess, request, candidates, machine))
+    candidates, request = prepare(source, wish, machine)
+    candidates.read(_better_guess(request, candidates, machine))
     with DryRun() as dry_run:
         machine = _as_the_engine_sees_it(machine, dry_run, candidates, request)
         result = _search_exactly(candidates, request, machine)
@@ -131,6 +123,20 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     artifact = candidates.artifacts[option.candidate.quantization]
     sizes = {name: item.total_bytes for name, item in candidates.artifacts.items()}
     return Planned(plan, source, artifact, sizes, wish, machine)
+
+
+def prepare(source: Source, wish: Wish, machine: Machine) -> tuple[Candidates, PlanRequest]:
+    """Read what tells the model's shape, 64 KiB where they suffice, and check the wish against it. Raises as `make`."""
+    candidates = Candidates(source)
+    request = make_request(wish, source.profile)
+    _check_quantization(request, candidates, source)
+    guess = _first_guess(request, candidates, machine)
+    if request.quantization is not None or not candidates.read_shape(guess):
+        candidates.read(guess)
+    info = candidates.all()[0].info
+    request = _within_training(request, wish, info)
+    _check_engine_limits(request, info)
+    return candidates, request
 
 
 def fetch(planned: Planned, on_progress: OnProgress) -> tuple[Planned, Path]:
@@ -207,10 +213,10 @@ def _first_guess(request: PlanRequest, candidates: Candidates, machine: Machine)
     return (fitting[-1] if fitting else by_size[0]).quantization
 
 
-def _better_guess(guess: str, request: PlanRequest, candidates: Candidates, machine: Machine) -> str:
+def _better_guess(request: PlanRequest, candidates: Candidates, machine: Machine) -> str:
     """Return the quantization that the shape of the model speaks for; its header is the one most likely needed."""
     chosen = search(candidates.all(), request, machine, FormulaMemory()).chosen
-    return guess if chosen is None else chosen.candidate.quantization
+    return _first_guess(request, candidates, machine) if chosen is None else chosen.candidate.quantization
 
 
 def _doubtful(result: SearchResult) -> str | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from ggufdeploy.gguf.reader import read_header_file
+from ggufdeploy.hardware.machine import Machine, machine_to_json
 from ggufdeploy.profiles.store import load_profiles
+from ggufdeploy.units import GIB
 from tests.cli.conftest import REPO
 from tests.gguf_shapes import CHAT_TEMPLATE
 from tests.gguf_writer import TINY_LLAMA, TINY_MIXTRAL, write_model
@@ -225,19 +227,95 @@ def test_a_model_out_of_a_package_is_listed_and_removed_too(run, packaged):
     assert run("list", "-q").out == ""
 
 
-def test_show_lists_the_quantizations_of_a_repository_the_largest_first(run, hub):
-    done = run("show", REPO)
-    document = run("show", REPO, "--json").document
+H100 = ("--gpu", "h100-sxm", "--ram", "64GiB")
 
-    rows = [line.split() for line in done.out.splitlines()]
-    assert rows[0] == ["QUANTIZATION", "SIZE", "MEMORY", "FILES"]
-    assert [(row[0], row[-1]) for row in rows[1:]] == [("F16", "2"), ("Q8_0", "1"), ("Q4_0", "1")]
+
+def test_show_lists_the_quantizations_of_a_repository_the_largest_first(run, hub):
+    done = run("show", REPO, *H100)
+    document = run("show", REPO, *H100, "--json").document
+
+    rows = [line.split(maxsplit=7) for line in done.out.splitlines()]
+    assert rows[0] == ["QUANTIZATION", "SIZE", "MEMORY", "FILES", "BITS", "FITS"]
+    assert [(row[0], row[5]) for row in rows[1:]] == [("F16", "2"), ("Q8_0", "1"), ("Q4_0", "1")]
     assert document["repo"] == REPO
     assert len(document["revision"]) == 40
     assert [entry["total_bytes"] for entry in document["quantizations"]] == sorted(
         (entry["total_bytes"] for entry in document["quantizations"]), reverse=True
     )
+
+
+def test_show_says_what_fits_from_64_kib_of_one_file(run, hub):
+    document = run("show", REPO, *H100, "--json").document
+
+    assert len(cdn_requests(hub)) == 1
+    assert 0 < document["header_fetched_bytes"] <= 65_536
+    assert (document["context_tokens"], document["memory_source"]) == (TINY_LLAMA.context_tokens, "estimate")
+    for entry in document["quantizations"]:
+        fit = entry["fits"]
+        assert (fit["verdict"], fit["n_gpu_layers"], fit["n_layers_total"]) == ("gpu", 3, 3)
+        assert 70 << 30 < fit["free_bytes"] < 80 << 30
+        assert fit["short_bytes"] == 0
+    assert document["machine"]["devices"][0]["catalogue_id"] == "h100-sxm"
+
+
+def test_show_says_it_in_words_and_labels_it_an_estimate(run, hub):
+    done = run("show", REPO, *H100, "--ctx", "1k")
+
+    assert all("GPU, 7" in line and line.endswith("GiB free at 1k") for line in done.out.splitlines()[1:])
+    assert "FITS is an estimate for NVIDIA H100" in done.err
+    assert "at 1,024 tokens of context" in done.err
+    assert "of headers in 1 request, nothing else was downloaded" in done.err
+    assert done.err.splitlines()[-1] == f"hint: ggufdeploy plan {REPO}"
+
+
+def test_show_without_a_gpu_speaks_of_the_cpu(run, hub, tmp_path):
+    file = tmp_path / "machine.json"
+    file.write_text(machine_to_json(Machine((), 64 * GIB, 60 * GIB, 8, 16)))
+    done = run("show", REPO, "--machine", str(file), "--ctx", "1k")
+    assert all("CPU, 5" in line and line.endswith("GiB free at 1k") for line in done.out.splitlines()[1:])
+    small = run("show", REPO, "--machine", str(file), "--ram", "1GiB")
+    assert all(line.endswith(" no") for line in small.out.splitlines()[1:])
+
+
+def test_show_a_second_time_reads_nothing(run, hub):
+    run("show", REPO, *H100)
+    hub.requests.clear()
+    document = run("show", REPO, *H100, "--json").document
     assert not cdn_requests(hub)
+    assert (document["header_fetched_bytes"], document["header_source"]) == (0, "cache")
+
+
+def test_show_lists_sizes_where_no_header_may_be_read(run, hub):
+    hub.fault("status", "*.gguf", status=403, headers={"X-Error-Code": "GatedRepo"}, times=None)
+    done = run("show", REPO, *H100)
+    document = run("show", REPO, *H100, "--json").document
+
+    assert done.code == 0
+    assert all(line.endswith("?") for line in done.out.splitlines()[1:])
+    assert "warning: what fits is not known: " in done.err
+    assert [entry["fits"] for entry in document["quantizations"]] == [None] * 3
+    assert document["fits_unknown_because"]
+
+
+def test_show_offline_judges_by_the_profile(run, offline):
+    document = run("show", "mixtral-8x22b", *H100, "--json").document
+    fits = {entry["quantization"]: entry["fits"]["verdict"] for entry in document["quantizations"]}
+    assert (fits["Q2_K"], fits["Q4_K_M"]) == ("gpu", "offload")
+    assert (document["header_source"], document["header_fetched_bytes"]) == ("profile", 0)
+
+
+def test_show_refuses_a_context_beyond_training(run, hub):
+    done = run("show", REPO, *H100, "--ctx", "1m")
+    assert done.code == 2
+    assert "2,048 tokens this model was trained for" in done.err
+
+
+def test_show_names_what_is_not_offered(run, hub):
+    (hub.root / REPO / "mmproj-F16.gguf").write_bytes(b"GGUF" + bytes(100))
+    document = run("show", REPO, *H100, "--json").document
+    assert [entry["path"] for entry in document["skipped"]] == ["mmproj-F16.gguf"]
+    assert "-v names them" in run("show", REPO, *H100).err
+    assert "not offered: mmproj-F16.gguf (" in run("show", REPO, *H100, "-v").err
 
 
 def test_show_tells_what_a_remote_quantization_holds_without_downloading_it(run, hub, settings):
