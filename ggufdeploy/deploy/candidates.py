@@ -18,8 +18,8 @@ _UNIFORM_BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 class Candidates:
     """The source's quantizations as candidates; each becomes exact when its header is read.
 
-    Until then it is estimated: scaled from another's header, else from the shape in the first 64 KiB of any file, else
-    from the profile.
+    Until then it is estimated: scaled from the header nearest in size, else from the shape in the first 64 KiB of any
+    file, else from the profile.
     """
 
     def __init__(self, source: Source) -> None:
@@ -85,13 +85,23 @@ class Candidates:
         if name in self._infos:
             return Candidate(name, files, self._infos[name], True, self._headers[name].origin)
         if self._infos:
-            known, info = next(iter(self._infos.items()))
-            return Candidate(name, files, scale(info, artifact.total_bytes), False, self._headers[known].origin)
+            known = self._nearest(artifact)
+            info = scale(self._infos[known], artifact.total_bytes)
+            return Candidate(name, files, info, False, self._headers[known].origin)
         if self._prefix is not None:
             estimate = estimate_info(self._prefix, artifact.total_bytes, self.n_params)
             assert estimate is not None  # read_shape has made sure
             return Candidate(name, files, estimate, False, self._prefix_origin)
         return Candidate(name, files, derive(self._shape(), artifact.total_bytes), False, "profile")
+
+    def _nearest(self, artifact: Artifact) -> str:
+        """Return the quantization of known header that is nearest in size: it mixes its types most alike."""
+
+        def ratio(name: str) -> float:
+            sizes = sorted((self.artifacts[name].total_bytes, artifact.total_bytes))
+            return sizes[1] / max(sizes[0], 1)
+
+        return min(self._infos, key=ratio)
 
     def _shape(self) -> Shape:
         profile = self._source.profile
