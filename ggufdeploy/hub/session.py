@@ -134,7 +134,7 @@ class HubClient:
                 http.hf_raise_for_status(response)
             if response.headers.get("Content-Type", "").startswith("text/html"):
                 raise http.not_a_file(host, file.path)
-            _check_identity(response, file, commit, host)
+            _check_identity(response, file, host)
             offset = _checked_offset(response, start, end, file.n_bytes, host)
             yield Body(offset, _chunks(http, response, host), functools.partial(_hang_up, response))
 
@@ -220,16 +220,14 @@ def _listed(entry: object) -> GgufFile:
     return GgufFile(path, n_bytes, None, oid if _COMMIT.fullmatch(oid) else None)
 
 
-def _check_identity(response: httpx2.Response, file: GgufFile, commit: str, host: str) -> None:
-    """Refuse a body that is encoded, or that the Hub announces under another sha256 or commit than was asked for."""
+def _check_identity(response: httpx2.Response, file: GgufFile, host: str) -> None:
+    """Refuse a body that is encoded, or that the Hub announces under another sha256 than the listing's."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise Unreachable(host, f"{host} sends {file.path} compressed, which cannot be resumed")
     for hop in (*response.history, response):
         linked = hop.headers.get("X-Linked-Etag", "").strip('"')
         if _SHA256.fullmatch(linked) and file.sha256 not in (None, linked):
             raise Unreachable(host, f"the Hub has another {file.path} now: sha256 {linked[:12]}… was not listed")
-        if hop.headers.get("X-Repo-Commit", commit) != commit:
-            raise Unreachable(host, f"{host} sends {file.path} of another commit than {commit[:12]}")
 
 
 def _checked_offset(response: httpx2.Response, start: int, end: int, n_bytes: int, host: str) -> int:

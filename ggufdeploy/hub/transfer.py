@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ggufdeploy.errors import ChecksumMismatch, GgufdeployError, NoDiskSpace, Offline, RateLimited, Unreachable
+from ggufdeploy.errors import Blocked, ChecksumMismatch, GgufdeployError, NoDiskSpace, Offline, RateLimited, Unreachable
 from ggufdeploy.hub.catalog import GgufFile
 from ggufdeploy.hub.connection import Crew, Ended, Retrying, Task, open_partial
 from ggufdeploy.hub.layout import RepoCache, checksum
@@ -167,7 +167,7 @@ class Transfer:
 
     def _failure(self, error: BaseException, failures: int) -> BaseException:
         """Return what to raise for a connection's last error: with how far the file came, if it was the network."""
-        if not isinstance(error, Unreachable) or isinstance(error, Offline):
+        if not isinstance(error, Unreachable) or isinstance(error, Offline | Blocked):
             return error
         done, total = format_file_size(self._ranges.here_bytes), format_file_size(self._file.n_bytes)
         tries = f"{failures} failures" if failures > 1 else "one failure"

@@ -176,7 +176,7 @@ def test_a_login_page_instead_of_the_hub(fails, monkeypatch):
 def test_a_login_page_instead_of_a_file(hub, fails):
     hub.fault("resolve_status", "*.gguf", status=200, headers={"Content-Type": "text/html"}, times=None)
     code, kind, message, _ = fails("pull", MODEL)
-    assert (code, kind) == (6, "unreachable")
+    assert (code, kind) == (6, "blocked")
     assert "answers with a web page instead of tiny.Q4_0.gguf" in message
 
 
