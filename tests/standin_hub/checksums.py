@@ -38,7 +38,7 @@ class Checksums:
                 return str(known[2])
             sparse = stat.st_size > 16 << 20 and stat.st_blocks * 512 < stat.st_size // 2
             ghost = hashlib.sha256(f"ghost {name} {stat.st_size}".encode()).hexdigest() if sparse else None
-            digest = ghost or stated_sha256(path, self._root / "/".join(name.split("/")[:2])) or _hash(path)
+            digest = ghost or self._stated(name) or _hash(path)
             with self._lock:
                 self._known[name] = [*stamp, digest]
                 self._save()
@@ -47,7 +47,12 @@ class Checksums:
     def is_known(self, name: str) -> bool:
         """Whether the sum is known without reading the file."""
         stat = (self._root / name).stat()
-        return self._known.get(name, [])[:2] == [stat.st_size, stat.st_mtime_ns]
+        known = self._known.get(name, [])[:2] == [stat.st_size, stat.st_mtime_ns]
+        return known or self._stated(name) is not None
+
+    def _stated(self, name: str) -> str | None:
+        owner, repo, _ = name.split("/", 2)
+        return stated_sha256(self._root / name, self._root / owner / repo)
 
     def _save(self) -> None:
         if self._index is None:
