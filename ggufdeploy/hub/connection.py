@@ -24,6 +24,8 @@ _RECORD_S = 1.0
 # A connection that brings less than this in so many seconds is left, as one that brings nothing is after its timeout.
 _STALL_S = 30.0
 _STALL_BYTES = 32 << 10
+# How long the end of a download waits for its connections.
+_STOP_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class Crew:
         self.stopping.set()
         for connection in self._threads:
             connection.hang_up()
+        until = time.monotonic() + _STOP_S
         for connection in self._threads:
-            connection.join(timeout=1.0)
+            connection.join(timeout=max(0.0, until - time.monotonic()))
 
     @property
     def working(self) -> bool:

@@ -6,6 +6,7 @@ end of the process, and what was synced to the disk, which survives the machine'
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import msgspec
 
 from ggufdeploy.hub.ranges import Interval
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a disk says that has no room for us."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -51,14 +55,25 @@ def read_sidecar(note: Path, n_bytes: int | None = None) -> Sidecar | None:
 
 
 def write_sidecar(note: Path, sidecar: Sidecar, *, sync: bool = False) -> None:
-    """Write the note, replacing the present one at once; the caller holds the file's lock. sync: wait for the disk."""
-    fresh = note.with_name(f"{note.name}.new")
-    with fresh.open("wb") as stream:
-        stream.write(msgspec.json.encode(sidecar))
-        if sync:
-            stream.flush()
-            os.fsync(stream.fileno())
-    fresh.replace(note)
+    """Write the note, replacing the present one at once; the caller holds the file's lock. sync: wait for the disk.
+
+    On a full disk the present note is overwritten where it is, so that what filled the disk is not forgotten.
+    """
+    fresh, content = note.with_name(f"{note.name}.new"), msgspec.json.encode(sidecar)
+    try:
+        with fresh.open("wb") as stream:
+            stream.write(content)
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
+        fresh.replace(note)
+    except OSError as error:
+        if error.errno not in NO_SPACE or not note.is_file():
+            raise
+        fresh.unlink(missing_ok=True)
+        with note.open("r+b") as stream:
+            stream.write(content)
+            stream.truncate()
 
 
 def new_sidecar(repo: str, commit: str, path: str, n_bytes: int) -> Sidecar:

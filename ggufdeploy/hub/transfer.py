@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shutil
@@ -20,11 +19,10 @@ from ggufdeploy.hub.layout import RepoCache, checksum
 from ggufdeploy.hub.progress import Phase, Reporter
 from ggufdeploy.hub.ranges import Fanout, Interval, Ranges
 from ggufdeploy.hub.session import HubClient
-from ggufdeploy.hub.sidecar import new_sidecar, read_sidecar, write_sidecar
+from ggufdeploy.hub.sidecar import NO_SPACE, new_sidecar, read_sidecar, write_sidecar
 from ggufdeploy.hub.verify import Follower
 from ggufdeploy.units import format_file_size
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _TICK_S, _FINAL_TICK_S = 0.05, 0.005
 # How often what was written is made to survive a crash of the machine, too.
 _SYNC_S = 15.0
@@ -75,7 +73,7 @@ class Transfer:
                 actual = self._fetch()
                 os.fsync(out.fileno())
             except OSError as error:
-                if error.errno not in _NO_SPACE:
+                if error.errno not in NO_SPACE:
                     raise
                 raise self._disk_full() from error
         self._note.unlink(missing_ok=True)
@@ -138,7 +136,7 @@ class Transfer:
         with open_partial(self._partial) as out:
             while not stopping.wait(_SYNC_S):
                 written = self._ranges.here
-                os.fdatasync(out.fileno())
+                os.fsync(out.fileno())
                 self._write_note(synced=written)
 
     def _write_note(self, synced: tuple[Interval, ...] | None = None) -> None:

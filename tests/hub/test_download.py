@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import hashlib
 import os
 import resource
@@ -411,6 +412,30 @@ def test_a_disk_that_fills_keeps_the_partial_and_says_so(hub, download, cache, f
     hub.requests.clear()
     assert download()[0].read_bytes() == WEIGHTS
     assert cdn_ranges(hub) == [f"bytes={had}-2999999"]
+
+
+def test_a_full_disk_does_not_forget_what_filled_it(hub, download, cache, file, monkeypatch):
+    """A new note has no room there, so the present one is overwritten."""
+    write = os.pwrite
+    open_ = Path.open
+    full = threading.Event()
+
+    def pwrite(descriptor, data, at):
+        if at > 1_500_000:
+            full.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data, at)
+
+    def open_while_there_is_room(path, *args, **options):
+        if full.is_set() and path.name.endswith(".new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return open_(path, *args, **options)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(Path, "open", open_while_there_is_room)
+    with pytest.raises(errors.NoDiskSpace):
+        download()
+    assert 1_400_000 < kept(cache, file) <= 1_600_000
 
 
 def test_stop_ends_it_and_keeps_what_came(hub, download, cache, file, reports):
