@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def show(
         found = choose_machine(gpu, machine_file, ram_bytes)
         for note in found.notes:
             out.note(note)
-        _show_ladder(source, context_tokens, found.machine, out)
+        _show_ladder(source, model, context_tokens, found.machine, out)
     else:
         _show_facts(source, artifact, out)
         note_traffic(source, out)
@@ -101,8 +102,8 @@ def _chosen(source: Source, quantization: str | None) -> Artifact | None:
     return next(iter(artifacts.values())) if only_local else None
 
 
-def _show_ladder(source: Source, context_tokens: int | None, machine: Machine, out: Output) -> None:
-    """Print all quantizations, the largest first, and whether they fit."""
+def _show_ladder(source: Source, model: str, context_tokens: int | None, machine: Machine, out: Output) -> None:
+    """Print all quantizations, the largest first, and whether they fit. model: as it was typed."""
     from ggufdeploy.deploy.ladder import judge
     from ggufdeploy.deploy.planning import Wish
 
@@ -127,7 +128,7 @@ def _show_ladder(source: Source, context_tokens: int | None, machine: Machine, o
         out.note(f"FITS is an estimate for {_machine(machine)} at {ladder.context_tokens:,} tokens of context")
     _note_skipped(source, out)
     note_traffic(source, out)
-    out.hint(f"ggufdeploy plan {source.repo or source.name}")
+    out.hint(f"ggufdeploy plan {shlex.quote(model)}")
 
 
 def _ladder_document(source: Source, ladder: Ladder, machine: Machine) -> dict[str, object]:
@@ -149,7 +150,7 @@ def _ladder_document(source: Source, ladder: Ladder, machine: Machine) -> dict[s
             }
             for rung in ladder.rungs
         ],
-        "skipped": [{"path": path, "reason": reason} for path, reason in source.skipped],
+        "skipped": [{"path": path, "reason": reason} for path, reason in _skipped(source)],
     }
 
 
@@ -178,15 +179,21 @@ def _machine(machine: Machine) -> str:
     return f"{cards} and {ram}" if cards else f"no GPU and {ram}"
 
 
+def _skipped(source: Source) -> Sequence[tuple[str, str]]:
+    """Return (path, reason) of the GGUF files that are no quantization of the model."""
+    return () if source.catalogue is None else source.catalogue.skipped
+
+
 def _note_skipped(source: Source, out: Output) -> None:
     """Name the GGUF files that are no quantization of the model."""
-    for path, reason in source.skipped:
+    skipped = _skipped(source)
+    for path, reason in skipped:
         out.detail(f"not offered: {path} ({reason})")
-    if source.skipped and not out.verbose:
-        kinds = Counter(reason for _, reason in source.skipped)
+    if skipped and not out.verbose:
+        kinds = Counter(reason for _, reason in skipped)
         named = "; ".join(f"{count} x {reason}" for reason, count in kinds.most_common(3))
         more = f"; {len(kinds) - 3} other reasons" if len(kinds) > 3 else ""
-        out.note(f"{len(source.skipped)} more GGUF files are not offered ({named}{more}); -v names them")
+        out.note(f"GGUF files that are not offered: {len(skipped)} ({named}{more}); -v names them")
 
 
 def _show_facts(source: Source, artifact: Artifact, out: Output) -> None:

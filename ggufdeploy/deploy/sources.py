@@ -78,9 +78,9 @@ class Source(ABC):
         return Traffic()
 
     @property
-    def skipped(self) -> Sequence[tuple[str, str]]:
-        """(path, reason) of GGUF files beside the quantizations that are not offered."""
-        return ()
+    def catalogue(self) -> Catalogue | None:
+        """The files it was chosen from, with those that are not offered; None when there is no listing."""
+        return None
 
     @abstractmethod
     def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
@@ -114,9 +114,9 @@ class HubSource(Source):
         return Traffic(self._reader.fetched_bytes, self._reader.requests)
 
     @property
-    def skipped(self) -> Sequence[tuple[str, str]]:
+    def catalogue(self) -> Catalogue:
         """See Source."""
-        return self._catalogue.skipped
+        return self._catalogue
 
     def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
         """See Source: one range read, cached by sha256."""

@@ -89,7 +89,7 @@ class HeaderReader:
         """Return what the first 64 KiB of a file say. Raises as header."""
         for known in (self._open_copy(file), _open_entry(self._entry(file)), _open_entry(self._start_entry(file))):
             if known is not None:
-                with known:
+                with known, suppress(BadGguf):  # a damaged file is passed over
                     return self._parse_prefix(known.read(PREFIX_BYTES), file)
         start = _RemoteStart(self, file, b"", PREFIX_BYTES).read(PREFIX_BYTES)
         prefix = self._parse_prefix(start, file)

@@ -310,6 +310,16 @@ def test_show_refuses_a_context_beyond_training(run, hub):
     assert "2,048 tokens this model was trained for" in done.err
 
 
+def test_show_of_a_directory_says_what_fits_and_how_to_go_on(run, tmp_path):
+    folder = tmp_path / "my models"
+    for quantization in ("Q8_0", "Q4_0"):
+        write_model(folder / f"tiny.{quantization}.gguf", TINY_LLAMA, quantization)
+    done = run("show", str(folder), *H100)
+    assert [line.split()[0] for line in done.out.splitlines()[1:]] == ["Q8_0", "Q4_0"]
+    assert all(" GPU, 7" in line for line in done.out.splitlines()[1:])
+    assert done.err.splitlines()[-1] == f"hint: ggufdeploy plan '{folder}'"
+
+
 def test_show_names_what_is_not_offered(run, hub):
     (hub.root / REPO / "mmproj-F16.gguf").write_bytes(b"GGUF" + bytes(100))
     document = run("show", REPO, *H100, "--json").document

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from ggufdeploy.deploy.planning import Wish, make
@@ -129,6 +131,21 @@ def test_planning_downloads_only_headers_and_says_how_many_bytes(mixtral_hub, co
     assert again["devices"] == document["devices"]
 
 
+@pytest.mark.parametrize("context", ["8k", "32k", "64k"])
+def test_show_estimates_from_64_kib_what_the_plan_finds(mixtral_hub, context):
+    machine = ("--gpu", "h100-sxm", "--ram", "256GiB", "--ctx", context)
+    shown = ggufdeploy("show", "mixtral-8x22b", *machine, "--json").document
+    assert sent(mixtral_hub) == (65_536, 1)
+    planned = by_name(plan("--ctx", context).document)
+    for entry in shown["quantizations"]:
+        found = planned[entry["quantization"]]
+        assert entry["fits"]["verdict"] == found["verdict"], entry["quantization"]
+        assert entry["fits"]["n_gpu_layers"] == pytest.approx(found["n_gpu_layers"], abs=1)
+    bits = {entry["quantization"]: entry["bits_per_weight"] for entry in shown["quantizations"]}
+    assert bits["F16"] == pytest.approx(16, abs=0.01)
+    assert bits["Q4_K_M"] == pytest.approx(4.87, abs=0.01)
+
+
 def test_the_plan_in_words_says_how_many_bytes_too(mixtral_hub):
     result = ggufdeploy("plan", "mixtral-8x22b", "--gpu", "h100-sxm", "--ram", "256GiB", "--ctx", "8192")
     n_bytes, requests = sent(mixtral_hub)
@@ -184,6 +201,12 @@ def test_a_plan_goes_to_json_and_back(mixtral_hub):
     again = plan_from_json(text)
     assert plan_to_json(again) + "\n" == text
     assert again == plan_from_json(plan_to_json(again))
+
+
+def test_a_plan_from_before_fetched_bytes_were_recorded_is_still_read(mixtral_hub):
+    document = plan("--ctx", "8192").document
+    del document["header_fetched_bytes"]
+    assert plan_from_json(json.dumps(document)).header_fetched_bytes is None
 
 
 def test_the_explanation_names_the_choice_the_layers_and_the_reasons(mixtral_hub):
