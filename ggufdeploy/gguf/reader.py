@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from ggufdeploy.errors import HeaderTruncated, NotFound
 from ggufdeploy.gguf.cursor import MAX_HEADER_BYTES, Cursor, Readable
+from ggufdeploy.gguf.foreign import looks_like
 from ggufdeploy.gguf.types import GGML_TYPES, REMOVED_TYPES, GgmlType
 
 MAX_PAIRS = 65_536
@@ -160,7 +161,7 @@ def read_prefix(stream: Readable, *, source: str, file_bytes: int | None = None)
 def _read_version(cursor: Cursor) -> int:
     start = cursor.peek(512)
     if start[:4] != b"GGUF"[: max(len(start), 1)]:
-        cursor.fail(f"it is {_looks_like(start)}")
+        cursor.fail(f"it is {looks_like(start)}")
     cursor.skip(4, "the magic number")
     version = cursor.u32("the version")
     if version & 0xFFFF == 0 and version:
@@ -170,39 +171,6 @@ def _read_version(cursor: Cursor) -> int:
     if version not in (2, 3):
         cursor.fail(f"it has version {version}; versions 2 and 3 are known")
     return version
-
-
-_SIGNATURES = (
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file it points to"),
-    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint?)"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x80\x02", "a Python pickle (a PyTorch checkpoint?)"),
-    (b"tjgg", "a GGML file from before GGUF (ggjt)"),
-    (b"fmgg", "a GGML file from before GGUF (ggmf)"),
-    (b"lmgg", "a GGML file from before GGUF"),
-    (b"{", "a JSON document"),
-    (b"[", "a JSON document"),
-)
-
-
-def _looks_like(start: bytes) -> str:
-    if not start:
-        return "empty"
-    if not start.strip(b"\0"):
-        return "a run of zero bytes (a download that was reserved but not written?)"
-    text = start.lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page (a login or error page instead of the file?)"
-    if text.startswith(b"<"):
-        return "an XML document (an error answer instead of the file?)"
-    if start[4:9] == b"\0\0\0\0{":
-        return "a safetensors file; convert it to GGUF or choose a GGUF repository"
-    for signature, name in _SIGNATURES:
-        if start.startswith(signature):
-            return name
-    return f"not GGUF: it starts with the bytes {start[:8].hex(' ')}"
 
 
 def _read_count(cursor: Cursor, what: str, limit: int) -> int:

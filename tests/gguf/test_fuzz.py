@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ggufdeploy.errors import BadGguf
 from ggufdeploy.gguf.model import model_info
-from ggufdeploy.gguf.reader import read_header
+from ggufdeploy.gguf.reader import read_header, read_prefix
+from ggufdeploy.gguf.shape import estimate_info
 from tests.gguf_writer import TINY_GEMMA, TINY_LLAMA, TINY_MIXTRAL, GgufBuilder, Kind, build_model
 
 TINY = GgufBuilder("llama", alignment=64)
@@ -46,6 +47,8 @@ def mutate(data: bytes, changes: list[tuple[str, int, int]]) -> bytes:
 def survive(data: bytes, file_bytes: int | None) -> None:
     with contextlib.suppress(BadGguf):
         model_info([read_header(io.BytesIO(data), source="m.gguf", file_bytes=file_bytes)])
+    with contextlib.suppress(BadGguf):
+        estimate_info(read_prefix(io.BytesIO(data), source="m.gguf", file_bytes=file_bytes), 1 << 33)
 
 
 @pytest.mark.slow
@@ -70,4 +73,4 @@ def test_any_integer_as_a_hyperparameter_only_raises_bad_gguf(value, key):
     builder = GgufBuilder("llama").kv(f"llama.{key}", value % (1 << 64), kind).tensor("token_embd.weight", (32, 3))
     for other in {"block_count", "embedding_length", "attention.head_count"} - {key}:
         builder.kv(f"llama.{other}", 2)
-    survive(builder.header(), None)
+    survive(builder.kv("tokenizer.ggml.tokens", ["a", "b", "c"]).header(), None)
