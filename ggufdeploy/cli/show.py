@@ -181,7 +181,7 @@ def _machine(machine: Machine) -> str:
 
 def _skipped(source: Source) -> Sequence[tuple[str, str]]:
     """Return (path, reason) of the GGUF files that are no quantization of the model."""
-    return () if source.catalogue is None else source.catalogue.skipped
+    return () if source.catalogue is None else source.catalogue.not_offered
 
 
 def _note_skipped(source: Source, out: Output) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ggufdeploy.errors import BadValue
 from ggufdeploy.hub.catalog import is_safe_path
+from ggufdeploy.hub.companion import is_gguf_name
 from ggufdeploy.hub.quantization import canonical_quantization, looks_like_quantization, parse_quantization
 
 _EXAMPLES = (
@@ -32,7 +34,7 @@ class NameRef:
 
 @dataclass(frozen=True)
 class RepoRef:
-    """A repository on the Hub. file: path of one .gguf file in it; revision: branch, tag or commit, None for main."""
+    """A repository on the Hub. file: path of one file in it; revision: branch, tag or commit, None for main."""
 
     repo: str
     quantization: str | None = None
@@ -58,14 +60,30 @@ def parse_ref(text: str) -> ModelRef:
     if not text.strip() or not text.isprintable() or text.startswith("-") or len(text) > 1024:
         raise _bad(text, "is not a model reference")
     text = text.strip()
+    if _is_path(text):
+        return PathRef(Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text))
+    if any(" " in part for part in text.split("/")[:2]):
+        raise _several_words(text)
+    head, _, rest = text.partition("/")
     if "://" in text:
         return _parse_url(text)
-    if _is_path(text):
-        return PathRef(Path(text).expanduser())
-    head, _, rest = text.partition("/")
     if head.lower() in _HOSTS:
-        return _parse_repo(rest, text)
+        return _parse_url(f"https://{text}")
+    if head.lower().startswith("hf:"):
+        return parse_ref(text[3:])
     return _parse_repo(text, text) if rest else _parse_name(text)
+
+
+def _several_words(text: str) -> BadValue:
+    """Return the error for a pasted command line ("ollama run hf.co/owner/repo:Q4_0"), naming the model in it."""
+    for word in text.split():
+        try:
+            reference = parse_ref(word)
+        except BadValue:
+            continue
+        if isinstance(reference, RepoRef):
+            return _bad(text, "is more than a model reference", f"write the model alone: {word}")
+    return _bad(text, "is not a model reference")
 
 
 def _bad(text: str, problem: str, hint: str = _EXAMPLES) -> BadValue:
@@ -73,14 +91,15 @@ def _bad(text: str, problem: str, hint: str = _EXAMPLES) -> BadValue:
 
 
 def _is_path(text: str) -> bool:
+    if "://" in text:
+        return False
     if text in (".", "..", "~") or text.startswith(("./", "../", "/", "~/")):
         return True
-    if text.lower().endswith(".gguf") and text.count("/") < 2:
+    if text.lower().endswith(".gguf") and text.count("/") < 2 and ":" not in text:
         return True
-    path = Path(text)
-    if path.is_dir():
-        return any(path.glob("*.gguf"))
-    return text.lower().endswith(".gguf") and path.is_file()
+    if os.path.isdir(text):  # noqa: PTH112  # pathlib's raises for a name that is too long or may not be read
+        return any(Path(text).glob("*.gguf")) or any(Path(text).glob("*/*.gguf"))
+    return is_gguf_name(text) and os.path.isfile(text)  # noqa: PTH113  # as above
 
 
 def _parse_name(text: str) -> NameRef:
@@ -96,26 +115,33 @@ def _parse_name(text: str) -> NameRef:
 
 
 def _parse_repo(text: str, whole: str) -> RepoRef:
-    """Parse owner/repository[@revision][:QUANT] or owner/repository[@revision]/path/file.gguf."""
+    """Parse owner/repository[@revision][:QUANT or :file.gguf] or owner/repository[@revision]/path."""
     owner, _, rest = text.partition("/")
-    name, slash, file = rest.partition("/")
+    name, slash, path = rest.removesuffix("/").partition("/")
     name, at, revision = name.partition("@")
     if slash:
-        _check_file(file, whole)
-        return RepoRef(_repo(owner, name, whole), None, file, _revision(revision, whole) if at else None)
-    tag, colon = None, False
-    if at and ":" in revision:
-        revision, _, tag = revision.partition(":")
-        colon = True
-    elif ":" in name:
-        name, _, tag = name.partition(":")
-        colon = True
+        quantization, file = _path_in_repo(path, whole)
+        return RepoRef(_repo(owner, name, whole), quantization, file, _revision(revision, whole) if at else None)
+    tagged, colon, tag = (revision if at else name).partition(":")
+    name, revision = (name, tagged) if at else (tagged, "")
+    file = tag if tag.lower().endswith(".gguf") and is_safe_path(tag) else None
     return RepoRef(
         _repo(owner, name, whole),
-        _quantization(tag or "", whole) if colon else None,
-        None,
+        _quantization(tag, whole) if colon and file is None else None,
+        file,
         _revision(revision, whole) if at else None,
     )
+
+
+def _path_in_repo(path: str, whole: str) -> tuple[str | None, str | None]:
+    """Return the quantization that a folder is named after, or the file."""
+    if is_gguf_name(path) or not is_safe_path(path):
+        _check_file(path, whole)
+        return None, path
+    quantization = parse_quantization(path)
+    if quantization is None:
+        raise _bad(whole, f"names neither a .gguf file nor the folder of a quantization: {path[:100]!r}")
+    return quantization, None
 
 
 def _repo(owner: str, name: str, whole: str) -> str:
@@ -138,7 +164,7 @@ def _revision(revision: str, whole: str) -> str:
 
 
 def _check_file(file: str, whole: str) -> None:
-    if not file.lower().endswith(".gguf") or not is_safe_path(file):
+    if not is_gguf_name(file) or not is_safe_path(file):
         raise _bad(whole, f"does not name a .gguf file: {file[:100]!r}")
 
 
@@ -148,7 +174,7 @@ def _parse_url(text: str) -> RepoRef:
         host = url.hostname or ""
     except ValueError as error:
         raise _bad(text, f"is not a URL: {error}") from error
-    if url.scheme == "hf":
+    if url.scheme in ("hf", "huggingface"):
         return _parse_repo((url.netloc + unquote(url.path)).strip("/").removeprefix("models/"), text)
     if url.scheme not in ("https", "http") or host not in _HOSTS or url.username is not None:
         raise _bad(
@@ -169,15 +195,15 @@ def _parse_url(text: str) -> RepoRef:
 def _parse_view(parts: list[str], shown: str | None, text: str) -> RepoRef:
     """Parse /owner/repository/VIEW/revision[/path], as in the address bar of the Hub's web pages."""
     owner, name, view, *rest = parts
-    repo = _repo(owner, name, text)
-    if view not in ("tree", "blob", "resolve", "raw") or not rest:
+    repo = _repo(owner, name.partition("@")[0], text)
+    if view not in ("tree", "blob", "resolve", "raw"):
+        if is_gguf_name(parts[-1]) or parse_quantization("/".join(parts[2:])):
+            return _parse_repo("/".join(parts), text)  # "hf.co/owner/repository/file.gguf", as people shorten it
         raise _bad(text, "does not point to a model repository")
-    n_parts = 3 if rest[0] == "refs" else 1
+    n_parts = 3 if rest and rest[0] == "refs" else 1
     revision, path = _revision("/".join(rest[:n_parts]), text), shown or "/".join(rest[n_parts:])
     if view == "tree" and not shown:
-        quantization = parse_quantization(path) if path else None
-        if path and quantization is None:
-            raise _bad(text, "points to a folder whose name is not a quantization")
-        return RepoRef(repo, quantization, None, revision)
+        quantization, file = _path_in_repo(path, text) if path else (None, None)
+        return RepoRef(repo, quantization, file, revision)
     _check_file(path, text)
     return RepoRef(repo, None, path, revision)

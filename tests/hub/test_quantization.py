@@ -2,7 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufdeploy.hub.quantization import canonical_quantization, looks_like_quantization, parse_quantization
+from ggufdeploy.hub.quantization import (
+    canonical_quantization,
+    looks_like_quantization,
+    name_before_quantization,
+    parse_quantization,
+    why_unloadable,
+)
 
 NAMES = {
     "Mixtral-8x22B-Instruct-v0.1.Q6-00001-of-00004.gguf": "Q6_K",
@@ -31,8 +37,21 @@ NAMES = {
     "Qwen3.6-27B-MTP-Q5_K_S.gguf": "Q5_K_S",
     "SmolLM2-135M-Instruct.Q4_1.gguf": "Q4_1",
     "model.gguf": None,
-    "ggml-model-i2_s.gguf": None,
-    "Q4KM.gguf": None,
+    "ggml-model-i2_s.gguf": "I2_S",
+    "qwen2.5-1.5b-q4km.gguf": "Q4_K_M",
+    "ggml-yi-34b-f16-q_3_k.gguf": "Q3_K_M",
+    "ggml-model-q8-0.gguf": "Q8_0",
+    "llama-7b.Q4_K.gguf": "Q4_K_M",
+    "gemma-2-9b-it-Q6_K-Q8.gguf": "Q6_K",
+    "gemma-2-9b-it-Q4_K_M-fp16.gguf": "Q4_K_M",
+    "gemma-3-12b-it-qat-q4_0-unquantized.f16.gguf": "F16",
+    "DeepSeek-V3.1-smol-IQ4_KSS-00001-of-00007.gguf": "IQ4_KSS",
+    "DeepSeek-R1-0528-IQ2_K_R4-00001-of-00005.gguf": "IQ2_K_R4",
+    "Llama-3.3-70B-Instruct.Q6_K.gguf-00001-of-00006.gguf": "Q6_K",
+    "phi-2-orange-v2.Q5_K_M.shard-00001-of-00025.gguf": "Q5_K_M",
+    "Q3-8B-Kintsugi.gguf": None,
+    "Qwen2-Q4-0.5B.gguf": None,
+    "llava-phi-3-mini-int4.gguf": None,
     "faq4_0.gguf": None,
     "v0.1-8x22B-2F16x.gguf": None,
 }
@@ -41,6 +60,19 @@ NAMES = {
 @pytest.mark.parametrize(("path", "expected"), NAMES.items(), ids=NAMES)
 def test_file_names_in_the_wild_say_their_quantization(path, expected):
     assert parse_quantization(path) == expected
+
+
+def test_what_llama_cpp_cannot_load_is_known_by_its_name():
+    for name in ("Q4_0_4_8", "IQ4_KSS", "IQ2_K_R4", "Q8_K_R8", "IQ5_K", "I2_S"):
+        assert why_unloadable(name), name
+    for name in ("Q4_0", "IQ4_NL", "IQ1_S", "UD-Q4_K_XL", "MXFP4_MOE", "TQ1_0", "Q8_0_L", "F16", "unknown"):
+        assert why_unloadable(name) is None, name
+
+
+def test_the_model_s_own_name_is_what_stands_before_the_quantization():
+    assert name_before_quantization("gemma-2-9b-it-Q4_K_M-fp16.gguf") == "gemma-2-9b-it-"
+    assert name_before_quantization("model-00001-of-00002.gguf") == "model"
+    assert name_before_quantization("Q4_K_M.gguf") == ""
 
 
 @pytest.mark.parametrize(
