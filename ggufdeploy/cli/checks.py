@@ -192,10 +192,10 @@ def check_generation(settings: Settings, machine: Machine) -> Iterator[Finding]:
     """Let the demo model, where it is here already, write a few words on this machine as `run` would."""
     import asyncio
 
+    from ggufdeploy.deploy.local import local_source
     from ggufdeploy.deploy.oracle import plan_config
     from ggufdeploy.deploy.planning import Wish, make
     from ggufdeploy.deploy.running import answer, sampling_defaults
-    from ggufdeploy.deploy.sources import local_source
     from ggufdeploy.hub.pypi import cached_pypi_model
 
     try:

@@ -10,7 +10,7 @@ from ggufdeploy.errors import BadValue, NotFound, nearest
 from ggufdeploy.hub.cache import CachedModel, list_cached, remove
 from ggufdeploy.hub.pypi import cached_pypi_model
 from ggufdeploy.hub.quantization import parse_quantization
-from ggufdeploy.hub.ref import NameRef, PathRef, parse_ref
+from ggufdeploy.hub.ref import NameRef, PathRef, RepoRef, parse_ref
 from ggufdeploy.profiles.store import ProfileSet, load_profiles
 from ggufdeploy.settings import Settings
 
@@ -30,6 +30,9 @@ class Kept:
     @property
     def ref(self) -> str:
         """What to type for it."""
+        if self.cached is not None and self.cached.by_file:
+            first = self.paths[0].as_posix().partition(f"/{self.cached.commit}/")[2]
+            return f"{self.name}/{first}"
         return f"{self.name}:{self.quantization}"
 
 
@@ -39,7 +42,7 @@ def list_kept(settings: Settings) -> list[Kept]:
 
 
 def find_kept(text: str, settings: Settings) -> list[Kept]:
-    """Return what `text` means of what is on this disk: a name or owner/repo, with or without a quantization.
+    """Return what `text` means of what is on this disk: a name or owner/repo, perhaps with a quantization or a file.
 
     Raises NotFound, naming the nearest, when there is nothing of it; BadValue for a path.
     """
@@ -50,10 +53,13 @@ def find_kept(text: str, settings: Settings) -> list[Kept]:
     lower = {name.lower() for name in names}
     kept = list_kept(settings)
     wanted = reference.quantization
+    file = reference.file if isinstance(reference, RepoRef) else None
     found = [
         model
         for model in kept
-        if model.name.lower() in lower and (wanted is None or model.quantization.upper() == wanted.upper())
+        if model.name.lower() in lower
+        and (wanted is None or model.ref.upper() == f"{model.name}:{wanted}".upper())
+        and (file is None or (model.cached is not None and model.cached.holds(file)))
     ]
     if not found:
         close = nearest(text, [model.ref for model in kept])

@@ -71,13 +71,15 @@ def make_planned(
     """Resolve and plan, saying on stderr what takes time; shared with `run`."""
     from ggufdeploy.cli.machines import choose_machine
     from ggufdeploy.deploy.planning import Wish, make
-    from ggufdeploy.deploy.sources import resolve
+    from ggufdeploy.deploy.resolution import resolve
 
     found = choose_machine(gpu, machine_file, ram_bytes)
     for note in found.notes:
         out.note(note)
     out.detail(f"looking up {model}")
     source, quantization = resolve(model, settings, revision=revision)
+    for note in source.notes:
+        out.note(note)
     wish = {**wish, "quantization": wish.get("quantization") or quantization}
     return make(source, model, Wish(**wish), found.machine)  # type: ignore[arg-type]  # names are Wish's fields
 

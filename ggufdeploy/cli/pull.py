@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufdeploy.cli.artifacts import describe_artifact, describe_source, find_artifact
+from ggufdeploy.cli.artifacts import describe_artifact, describe_source
 from ggufdeploy.cli.command import command
 from ggufdeploy.cli.options import (
     dry_run_option,
@@ -54,13 +54,15 @@ def pull(
     Without a quantization it fetches the one that run would choose with the same options. What is here already is
     not fetched again; an interrupted download goes on where it stopped.
     """
-    from ggufdeploy.deploy.sources import resolve
+    from ggufdeploy.deploy.resolution import resolve
 
     settings = read_settings()
     source, named = resolve(model, settings, revision=revision)
+    for note in source.notes:
+        out.note(note)
     quantization = wish["quantization"] or named
     if quantization is not None:
-        artifact = find_artifact(source, str(quantization))
+        artifact = source.find(str(quantization))
     elif len(source.artifacts) == 1:
         artifact = source.artifacts[0]
     else:

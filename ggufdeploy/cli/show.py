@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggufdeploy.cli.artifacts import describe_artifact, describe_source, find_artifact
+from ggufdeploy.cli.artifacts import describe_artifact, describe_source
 from ggufdeploy.cli.command import command
 from ggufdeploy.cli.options import ctx_option, machine_options, model_argument, read_settings, revision_option
 from ggufdeploy.cli.output import Output, align
@@ -79,9 +79,11 @@ def show(
     fits is an estimate for the profile's context, or --ctx; `plan` asks the engine.
     """
     from ggufdeploy.cli.machines import choose_machine
-    from ggufdeploy.deploy.sources import resolve
+    from ggufdeploy.deploy.resolution import resolve
 
     source, quantization = resolve(model, read_settings(), revision=revision)
+    for note in source.notes:
+        out.note(note)
     artifact = _chosen(source, quantization)
     if artifact is None:
         found = choose_machine(gpu, machine_file, ram_bytes)
@@ -97,7 +99,7 @@ def _chosen(source: Source, quantization: str | None) -> Artifact | None:
     """Return the quantization that was named, or a local source's only one; None for a choice of several."""
     artifacts = {artifact.quantization: artifact for artifact in source.artifacts}
     if quantization is not None:
-        return find_artifact(source, quantization)
+        return source.find(quantization)
     only_local = source.repo is None and source.profile is None and len(artifacts) == 1
     return next(iter(artifacts.values())) if only_local else None
 
@@ -150,6 +152,11 @@ def _ladder_document(source: Source, ladder: Ladder, machine: Machine) -> dict[s
             }
             for rung in ladder.rungs
         ],
+        "companions": [
+            {"kind": item.kind, "path": item.file.path, "bytes": item.file.n_bytes, "sha256": item.file.sha256}
+            for item in (source.catalogue.companions if source.catalogue else ())
+        ],
+        "others": [describe_artifact(artifact) for artifact in (source.catalogue.others if source.catalogue else ())],
         "skipped": [{"path": path, "reason": reason} for path, reason in _skipped(source)],
     }
 
@@ -194,6 +201,12 @@ def _note_skipped(source: Source, out: Output) -> None:
         named = "; ".join(f"{count} x {reason}" for reason, count in kinds.most_common(3))
         more = f"; {len(kinds) - 3} other reasons" if len(kinds) > 3 else ""
         out.note(f"GGUF files that are not offered: {len(skipped)} ({named}{more}); -v names them")
+    others = source.catalogue.others if source.catalogue else ()
+    for artifact in others:
+        out.detail(f"had by the file's name: {artifact.files[0].path} ({artifact.quantization})")
+    if others and not out.verbose:
+        count = f"{len(others)} more builds or models are" if len(others) > 1 else "one more build or model is"
+        out.note(f"{count} had by the file's name, as in {source.repo or source.name}/{others[0].files[0].path}")
 
 
 def _show_facts(source: Source, artifact: Artifact, out: Output) -> None:

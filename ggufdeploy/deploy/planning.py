@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import get_args
 
 from ggufdeploy.deploy.candidates import Candidates
+from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.oracle import EngineMemory, model_file
-from ggufdeploy.deploy.sources import Headers, OnProgress, Source, local_source
+from ggufdeploy.deploy.sources import Headers, OnProgress, Source
 from ggufdeploy.engine.dryrun import DryRun
 from ggufdeploy.engine.parameters import MAX_SLOTS
 from ggufdeploy.errors import BadValue, NoDryRun, NotFound, nearest
@@ -18,7 +19,6 @@ from ggufdeploy.hardware.catalog import list_gpus
 from ggufdeploy.hardware.cpu import measure_ram_bandwidth_bytes_per_s
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.hub.catalog import Artifact
-from ggufdeploy.hub.quantization import canonical_quantization
 from ggufdeploy.planner.advice import Advice, Invocation, avoid_offload
 from ggufdeploy.planner.assemble import make_plan
 from ggufdeploy.planner.memory import FormulaMemory, kv_type_misfit
@@ -71,7 +71,7 @@ def make_request(wish: Wish, profile: Profile | None) -> PlanRequest:
         context_tokens=context,
         slots=wish.slots or (profile.default_slots if profile else DEFAULT_SLOTS),
         kv_type=kv_type,
-        quantization=wish.quantization and (canonical_quantization(wish.quantization) or wish.quantization),
+        quantization=wish.quantization,
         prefer=wish.prefer,
         offload=wish.offload,
         reserve_bytes=wish.reserve_bytes,
@@ -129,7 +129,8 @@ def prepare(source: Source, wish: Wish, machine: Machine) -> tuple[Candidates, P
     """Read what tells the model's shape, 64 KiB where they suffice, and check the wish against it. Raises as `make`."""
     candidates = Candidates(source)
     request = make_request(wish, source.profile)
-    _check_quantization(request, candidates, source)
+    if request.quantization is not None:
+        request = replace(request, quantization=source.find(request.quantization).quantization)
     guess = _first_guess(request, candidates, machine)
     if request.quantization is not None or not candidates.read_shape(guess):
         candidates.read(guess)
@@ -150,18 +151,6 @@ def fetch(planned: Planned, on_progress: OnProgress) -> tuple[Planned, Path]:
         return planned, path
     local = local_source(path, planned.source.name, planned.source.profile)
     return make(local, planned.plan.model.ref, planned.wish, planned.machine), path
-
-
-def _check_quantization(request: PlanRequest, candidates: Candidates, source: Source) -> None:
-    wanted = request.quantization
-    if wanted is None or wanted.upper() in {name.upper() for name in candidates.artifacts}:
-        return
-    if source.reason is not None:
-        raise source.reason
-    close = nearest(wanted, candidates.artifacts)
-    names = ", ".join(candidates.artifacts)
-    hint = f"did you mean {close}? There are: {names}" if close else f"there are: {names}"
-    raise NotFound("quantization", wanted, hint=hint)
 
 
 def _within_training(request: PlanRequest, wish: Wish, info: ModelInfo) -> PlanRequest:

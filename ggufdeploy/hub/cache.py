@@ -17,7 +17,8 @@ from ggufdeploy.settings import Settings
 class CachedModel:
     """One complete artifact. paths: its shards in order, in the snapshot. last_used_s: Unix time of the last read.
 
-    n_bytes: of the files, which other commits' snapshots may share.
+    n_bytes: of the files, which other commits' snapshots may share. by_file: it is a second build of a quantization, or
+    of another model than the rest of the repository, so only the name of its file means it.
     """
 
     repo: str
@@ -26,6 +27,11 @@ class CachedModel:
     paths: tuple[Path, ...]
     n_bytes: int
     last_used_s: float
+    by_file: bool = False
+
+    def holds(self, file: str) -> bool:
+        """Whether a file of the repository is one of its shards."""
+        return any(path.as_posix().endswith(f"/{self.commit}/{file}") for path in self.paths)
 
 
 def list_cached(settings: Settings) -> list[CachedModel]:
@@ -38,14 +44,17 @@ def list_cached(settings: Settings) -> list[CachedModel]:
     return [model for repo in repos for model in _distinct(repo, settings)]
 
 
-def find_cached(repo: str, settings: Settings, quantization: str | None = None) -> list[CachedModel]:
+def find_cached(
+    repo: str, settings: Settings, quantization: str | None = None, file: str | None = None
+) -> list[CachedModel]:
     """Return the repository's complete artifacts, one per quantization: of the commit main names, else the newest.
 
-    quantization: canonical name; None for all. Empty when there is none.
+    quantization: canonical name; None for all. file: path in the repository; only what it belongs to. Empty when there
+    is none.
     """
     found: dict[str, CachedModel] = {}
     for model in _distinct(repo, settings):
-        if quantization in (None, model.quantization):
+        if quantization in (None, model.quantization) and (model.holds(file) if file else not model.by_file):
             found.setdefault(model.quantization, model)
     return list(found.values())
 
@@ -101,10 +110,12 @@ def _snapshots(cache: RepoCache) -> list[Path]:
 def _models_in(snapshot: Path, repo: str) -> Iterator[CachedModel]:
     paths = [path for path in snapshot.rglob("*.gguf") if path.is_file()]
     files = [GgufFile(str(path.relative_to(snapshot)), path.stat().st_size, None) for path in paths]
-    for artifact in build_catalogue(repo, snapshot.name, files).artifacts:
+    catalogue = build_catalogue(repo, snapshot.name, files)
+    for artifact in (*catalogue.artifacts, *catalogue.others):
         shards = tuple(snapshot / file.path for file in artifact.files)
         used_s = max(max(path.stat().st_atime, path.stat().st_mtime) for path in shards)
-        yield CachedModel(repo, snapshot.name, artifact.quantization, shards, artifact.total_bytes, used_s)
+        by_file = artifact in catalogue.others
+        yield CachedModel(repo, snapshot.name, artifact.quantization, shards, artifact.total_bytes, used_s, by_file)
 
 
 def _prune(cache: RepoCache) -> None:

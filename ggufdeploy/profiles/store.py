@@ -56,6 +56,11 @@ class ProfileSet:
             raise self._not_found(name)
         return self._load(self.path(owner))
 
+    def begun(self, name: str) -> tuple[str, ...]:
+        """Return the names of which `name` is the beginning, up to a "-" or "."; reads no file."""
+        key = name.strip().lower()
+        return tuple(known for known in self.names() if known.startswith((f"{key}-", f"{key}.")))
+
     def by_repo(self, repo: str) -> Profile | None:
         """Return the profile that names this Hub repository first among its own, None when none does."""
         ranked = [
@@ -124,12 +129,22 @@ class ProfileSet:
         raise BadConfig("extends", f"{path}: extends {parent!r}, which is no profile", hint=hint)
 
     def _not_found(self, name: str) -> NotFound:
-        key = name.strip().lower()
-        begun = [known for known in self.names() if known.startswith((f"{key}-", f"{key}."))]
+        begun = self.begun(name)
         if len(begun) > 1:
             return Ambiguous("model", name, begun, hint=f"name one of them, for example {begun[0]}")
-        close = begun[0] if begun else nearest(key, self.names()) or nearest(key, self._aliases())
-        return NotFound("model", name, hint=f"did you mean {close}? {_LIST_HINT}" if close else _LIST_HINT)
+        first, *others = begun or self._nearest(name) or (None,)
+        also = f" (or {', '.join(others)})" if others else ""
+        return NotFound("model", name, hint=f"did you mean {first}?{also} {_LIST_HINT}" if first else _LIST_HINT)
+
+    def _nearest(self, name: str) -> tuple[str, ...]:
+        """Return up to three names like `name`, the nearest first; an alias only when no name is near."""
+        left = set(self.names())
+        found: list[str] = []
+        while len(found) < 3 and (close := nearest(name.strip(), left)):
+            found.append(close)
+            left.discard(close)
+        close = nearest(name.strip(), self._aliases()) if not found else None
+        return (close,) if close else tuple(found)
 
 
 def load_profiles(settings: Settings, *, shipped_dir: Path | None = None) -> ProfileSet:

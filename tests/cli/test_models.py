@@ -385,3 +385,59 @@ def test_a_misspelt_model_names_the_nearest_in_every_command(run, hub):
         done = run(*command, "mixtrl-8x22b")
         assert done.code == 3, command
         assert "did you mean mixtral-8x22b?" in done.err, command
+
+
+def test_a_second_build_is_pulled_listed_and_removed_by_its_file(run, hub):
+    other = write_model(hub.root / REPO / "tiny.Q8_0-mtp.gguf", TINY_MIXTRAL, "Q8_0")
+    run("pull", f"{REPO}:Q8_0")
+    pulled = run("pull", f"{REPO}/{other.name}", "--json").document
+    assert pulled["files"][0]["path"] == other.name
+    assert sorted(run("list", "-q").out.split()) == [f"{REPO}/{other.name}", f"{REPO}:Q8_0"]
+
+    assert run("rm", f"{REPO}/{other.name}", "--yes").code == 0
+
+    (left,) = run("list", "--json").document["models"]
+    assert left["paths"][0].endswith("tiny.Q8_0.gguf")
+
+
+@pytest.mark.parametrize("command", [["plan"], ["pull"], ["show"]])
+def test_raw_pieces_end_with_3_and_one_sentence_on_what_to_do(command, run, hub):
+    for number in (1, 2):
+        (hub.root / REPO / f"tiny.Q6_K.gguf.part{number}of2").write_bytes(b"GGUF")
+    for words in ([f"{REPO}:Q6_K"], [f"{REPO}/tiny.Q6_K.gguf.part1of2"], [REPO, "--quant", "Q6_K"]):
+        if command == ["show"] and "--quant" in words:
+            continue
+        done = run(*command, *words)
+        assert (done.code, done.out) == (3, "")
+        assert "tiny.Q6_K.gguf.part1of2" in done.err
+        assert "a raw piece of a file, which llama.cpp cannot load" in done.err.splitlines()[-2]
+        assert f"hint: take another quantization: ggufdeploy run {REPO} --quant Q" in done.err
+
+
+@pytest.mark.parametrize("command", [["plan"], ["pull", "--quant", "Q4_0"], ["show"]])
+def test_what_was_chosen_for_the_user_is_said_on_stderr(command, run, hub):
+    write_model(hub.root / REPO / "other-1b-Q8_0.gguf", TINY_LLAMA, "Q8_0")
+    done = run(*command, REPO)
+    assert done.code == 0
+    assert f"{REPO} holds 2 models; this is tiny, the others are other-1b" in done.err
+    assert "holds 2 models" not in run(*command, REPO, "--json").err
+
+
+def test_the_quantization_may_be_spelt_as_in_file_names(run, hub):
+    document = run("plan", REPO, "--quant", "q4-0", "--ctx", "512", "--slots", "1", "--json").document
+    assert document["quantization"]["name"] == "Q4_0"
+
+
+def test_show_keeps_companions_and_second_builds_apart(run, hub):
+    for name in ("mmproj-F16.gguf", "mtp-tiny-Q8_0.gguf"):
+        (hub.root / REPO / name).write_bytes(b"GGUF")
+    write_model(hub.root / REPO / "tiny.Q8_0-fp16.gguf", TINY_LLAMA, "Q8_0")
+    document = run("show", REPO, "--json").document
+    assert [(item["kind"], item["path"]) for item in document["companions"]] == [
+        ("projector", "mmproj-F16.gguf"),
+        ("draft", "mtp-tiny-Q8_0.gguf"),
+    ]
+    assert [item["files"][0]["path"] for item in document["others"]] == ["tiny.Q8_0-fp16.gguf"]
+    assert (
+        f"one more build or model is had by the file's name, as in {REPO}/tiny.Q8_0-fp16.gguf" in run("show", REPO).err
+    )

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ggufdeploy.deploy.planning import Wish, make
-from ggufdeploy.deploy.sources import resolve
+from ggufdeploy.deploy.resolution import resolve
 from ggufdeploy.gguf.model import model_info
 from ggufdeploy.hardware.catalog import find_gpu, simulate
 from ggufdeploy.hardware.machine import Machine

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.oracle import plan_config
 from ggufdeploy.deploy.planning import Wish, make
-from ggufdeploy.deploy.sources import local_source
 from ggufdeploy.engine.client import EngineClient
 from ggufdeploy.engine.request import Delta, EngineConfig, EngineInfo, GenerateRequest, SamplingParams, TextPrompt
 from ggufdeploy.hardware.machine import Device, Machine
