@@ -248,10 +248,10 @@ def _ladder(
     if len(chosen) > 1:
         chosen.pop(UNNAMED, None)
     artifacts = sorted(chosen.values(), key=lambda artifact: (artifact.total_bytes, artifact.quantization))
-    others = [artifact for artifact in preferred if artifact not in artifacts]
-    models = [group[0].model for group in groups]
-    named = [model for model in models if model is models[0] or model.lower() not in _GENERIC]
-    return tuple(artifacts), tuple(others), tuple(named)
+    offered = set(artifacts)
+    others = [artifact for artifact in preferred if artifact not in offered]
+    first, *rest = (group[0].model for group in groups)
+    return tuple(artifacts), tuple(others), (first, *(model for model in rest if model.lower() not in _GENERIC))
 
 
 def _prominence(artifact: Artifact) -> tuple[int, int, str]:

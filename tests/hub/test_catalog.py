@@ -260,6 +260,7 @@ def test_no_listing_crashes_and_no_gguf_file_of_it_is_lost(entries):
     shown += [path for path, _ in found.skipped] + [item.file.path for item in found.companions]
     assert sorted(shown) == sorted({file.path for file in files if is_gguf_name(file.path)})
     assert len({artifact.quantization for artifact in found.artifacts}) == len(found.artifacts)
+    assert found.is_evident in (True, False)
     for text, _ in entries:
         for ask in (found.find, found.find_file):
             with contextlib.suppress(NotFound):
