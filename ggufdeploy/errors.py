@@ -218,13 +218,23 @@ class LoadFailed(EngineError):
 
 
 class EngineCrashed(EngineError):
-    """The engine's process ended. exit_code: negative is a signal number, None when unknown."""
+    """The engine's process ended. exit_code: negative is a signal number, None when unknown.
+
+    out_of_memory: a device or the system refused memory.
+    """
 
     def __init__(
-        self, message: str, *, exit_code: int | None, log: Iterable[str] = (), hint: str | None = None
+        self,
+        message: str,
+        *,
+        exit_code: int | None,
+        out_of_memory: bool = False,
+        log: Iterable[str] = (),
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, log=log, hint=hint)
         self.exit_code = exit_code
+        self.out_of_memory = out_of_memory
 
 
 class RequestError(GgufdeployError):

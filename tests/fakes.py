@@ -141,8 +141,8 @@ class FakeEngine:
         self.release()
 
     def _refuse_unless_ready(self) -> None:
-        if self.phase == "loading":
-            raise Overloaded("The model is still loading.", retry_after_s=1.0)
+        if self.phase in ("loading", "restarting"):
+            raise Overloaded(f"The model is {self.phase}.", retry_after_s=1.0)
         if self.phase != "ready":
             raise EngineError(self.error or f"The engine is {self.phase}.")
 

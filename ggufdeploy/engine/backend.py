@@ -38,6 +38,8 @@ class Decoded(Enum):
     OK = "ok"
     NO_ROOM = "no room"
     """No place in the KV cache; nothing was changed."""
+    OUT_OF_MEMORY = "out of memory"
+    """A device refused memory in the middle of a batch; the backend is of no use any more."""
     BROKEN = "broken"
     """The computation failed; the batch's sequences must be cleared."""
 

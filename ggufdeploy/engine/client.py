@@ -6,23 +6,25 @@ import asyncio
 import contextlib
 import itertools
 import os
-import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 import ggufdeploy
-from ggufdeploy.engine.loadlog import KEPT_LINES, tells_out_of_memory
+from ggufdeploy.engine import ending
+from ggufdeploy.engine.loadlog import KEPT_LINES
 from ggufdeploy.engine.messages import (
     HEADER,
     Cancel,
     Command,
+    GaveUp,
     Load,
-    NotLoaded,
     Progress,
     Ready,
     Report,
@@ -36,7 +38,7 @@ from ggufdeploy.engine.messages import (
     unpack_report,
 )
 from ggufdeploy.engine.parent import child_environment
-from ggufdeploy.engine.request import EngineConfig, Event, Failed, Finished, GenerateRequest, Stats
+from ggufdeploy.engine.request import EngineConfig, Event, Failed, Finished, GenerateRequest, Started, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.errors import (
     BadRequest,
@@ -44,41 +46,85 @@ from ggufdeploy.errors import (
     EngineCrashed,
     EngineError,
     GgufdeployError,
-    LoadFailed,
     Overloaded,
 )
 
+WORKER = "ggufdeploy.engine.worker"
 _RETRY_WHILE_LOADING_S = 2.0
 _RETRY_WHEN_FULL_S = 5.0
 _EXIT_TIMEOUT_S = 10.0
 
 
-class EngineClient:
-    """A worker process and the requests running in it. Implements `service.EngineService`; one event loop only."""
+@dataclass(frozen=True)
+class Patience:
+    """How long a worker may say nothing before it counts as hung and is ended.
 
-    def __init__(self, config: EngineConfig, on_progress: Callable[[float], None] | None) -> None:
+    load_s: while loading; a 70 GB file from a slow network disk reports a hundredth of it within minutes. step_s: while
+    requests are waiting for it, or `steps` times the slowest proof prompt if that is longer.
+    """
+
+    load_s: float = 900.0
+    step_s: float = 60.0
+    steps: float = 30.0
+
+
+class NotBegun(EngineCrashed):
+    """The worker ended before it began to compute this request: it may be given to another worker."""
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One request in flight. started: it has been part of a batch."""
+
+    events: asyncio.Queue[Event | GgufdeployError] = field(default_factory=asyncio.Queue)
+    started: bool = False
+
+
+class EngineClient:
+    """A worker process and the requests running in it. One event loop only.
+
+    Implements `service.EngineService` for as long as the worker lives.
+    """
+
+    def __init__(
+        self, config: EngineConfig, on_progress: Callable[[float], None] | None, patience: Patience, worker: str
+    ) -> None:
         """Use `start`."""
         self._config = config
         self._on_progress = on_progress
+        self._patience = patience
+        self._worker = worker
         self._status = EngineStatus("loading", progress=0.0)
         self._stats = Stats(slots=config.slots, kv_cells=config.context_tokens)
-        self._streams: dict[str, asyncio.Queue[Event | GgufdeployError]] = {}
+        self._streams: dict[str, _Stream] = {}
         self._tokenizing: dict[int, asyncio.Future[list[int]]] = {}
         self._numbers = itertools.count()
         self._log: deque[str] = deque(maxlen=KEPT_LINES)
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded.add_done_callback(_mark_retrieved)
         self._drained = asyncio.Event()
-        self._load_error: NotLoaded | None = None
+        self._gave_up: GaveUp | None = None
+        self._ending: EngineError | None = None
+        self._last_sign = time.monotonic()
+        self._hung_s: float | None = None
+        self._oom_kills = ending.read_oom_kills()
+        self._n_finished = 0
         self._stop_task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, config: EngineConfig, *, on_progress: Callable[[float], None] | None = None) -> EngineClient:
+    async def start(
+        cls,
+        config: EngineConfig,
+        *,
+        on_progress: Callable[[float], None] | None = None,
+        patience: Patience | None = None,
+        worker: str = WORKER,
+    ) -> EngineClient:
         """Start a worker and return at once, in phase "loading"; `wait_ready` waits for the model.
 
-        on_progress: called on the event loop with 0..1. The caller must `stop` the client.
+        on_progress: called on the event loop with 0..1. worker: the module to run. The caller must `stop` the client.
         """
-        client = cls(config, on_progress)
+        client = cls(config, on_progress, patience or Patience(), worker)
         await client._spawn()
         return client
 
@@ -100,6 +146,16 @@ class EngineClient:
         """The worker's process id."""
         return self._process.pid
 
+    @property
+    def n_finished(self) -> int:
+        """Requests this worker has finished."""
+        return self._n_finished
+
+    @property
+    def ending(self) -> EngineError | None:
+        """Why the worker ended; None while it runs."""
+        return self._ending
+
     async def wait_ready(self) -> None:
         """Return when requests are taken. Raises LoadFailed, also when the process died while loading."""
         await asyncio.shield(self._loaded)
@@ -113,17 +169,21 @@ class EngineClient:
         self._refuse_unless_ready()
         if request.id in self._streams:
             raise ValueError(f"request id {request.id!r} is in flight already")
-        events = self._streams[request.id] = asyncio.Queue()
+        if not self._is_busy:
+            self._last_sign = time.monotonic()
+        stream = self._streams[request.id] = _Stream()
         self._send(Submit(request))
         done = False
         try:
             while not done:
-                event = await events.get()
+                event = await stream.events.get()
                 done = isinstance(event, (Finished, Failed, GgufdeployError))
                 if isinstance(event, GgufdeployError):
                     raise event
                 if isinstance(event, Failed):
                     raise self._error_of(event)
+                if isinstance(event, Finished):
+                    self._n_finished += 1
                 yield event
         finally:
             del self._streams[request.id]
@@ -135,6 +195,8 @@ class EngineClient:
     async def tokenize(self, text: str) -> list[int]:
         """See EngineService.tokenize. Raises BadRequest for a text that is too long."""
         self._refuse_unless_ready()
+        if not self._is_busy:
+            self._last_sign = time.monotonic()
         number = next(self._numbers)
         answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._tokenizing[number] = answer
@@ -168,7 +230,7 @@ class EngineClient:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    # The worker's life. Starting it again after a crash is `_spawn` on a client whose `_watch` has ended.
+    # The worker's life. `supervisor` starts another one after a crash.
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
@@ -176,7 +238,7 @@ class EngineClient:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "ggufdeploy.engine.worker",
+                self._worker,
                 f"--fd={theirs.fileno()}",
                 f"--parent={os.getpid()}",
                 pass_fds=[theirs.fileno()],
@@ -194,17 +256,41 @@ class EngineClient:
 
     async def _watch(self, reader: asyncio.StreamReader) -> None:
         """Follow the worker until it ends, then settle everything that waited for it."""
+        guard = asyncio.ensure_future(self._guard())
         try:
             await asyncio.gather(self._follow_reports(reader), self._follow_log())
         except BaseException:  # a bug, or the loop is closing: never leave a worker behind
             self._kill()
             raise
         finally:
+            guard.cancel()
             exit_code = await self._process.wait()
             self._writer.close()
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
             self._settle(exit_code)
+
+    async def _guard(self) -> None:
+        """End a worker that says nothing although something is asked of it."""
+        while True:
+            limit_s = self._silence_limit_s()
+            await asyncio.sleep(min(limit_s / 10, 1.0))
+            silent_s = time.monotonic() - self._last_sign
+            if silent_s > limit_s and (self._is_busy or self._status.phase == "loading"):
+                self._hung_s = silent_s
+                self._kill()
+                return
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._streams or self._tokenizing)
+
+    def _silence_limit_s(self) -> float:
+        patience, info = self._patience, self._status.info
+        if self._status.phase == "loading":
+            return patience.load_s
+        slowest_s = info.ladder.slowest_s if info is not None and info.ladder is not None else 0.0
+        return max(patience.step_s, patience.steps * slowest_s)
 
     async def _follow_reports(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -224,12 +310,17 @@ class EngineClient:
             self._log.append(rest.decode("utf-8", errors="replace"))
 
     def _take(self, report: Report) -> None:
+        self._last_sign = time.monotonic()
         if isinstance(report, Step):
             self._stats = report.stats
             for event in report.events:
-                events = self._streams.get(event.id)
-                if events is not None:  # else it was cancelled meanwhile
-                    events.put_nowait(event)
+                stream = self._streams.get(event.id)
+                if stream is None:
+                    continue  # it was cancelled meanwhile
+                if isinstance(event, Started):
+                    stream.started = True
+                else:
+                    stream.events.put_nowait(event)
         elif isinstance(report, Tokens):
             self._answer(report)
         elif isinstance(report, Progress):
@@ -240,9 +331,10 @@ class EngineClient:
         elif isinstance(report, Ready):
             if self._status.phase == "loading":
                 self._status = EngineStatus("ready", info=report.info)
+            self._log.clear()  # what a crash is judged by begins here
             self._loaded.set_result(None)
         else:
-            self._load_error = report
+            self._gave_up = report
 
     def _answer(self, report: Tokens) -> None:
         waiting = self._tokenizing.get(report.number)
@@ -255,38 +347,30 @@ class EngineClient:
 
     def _settle(self, exit_code: int) -> None:
         stopped = self._status.phase == "stopped"
-        error: EngineError
-        if stopped:
-            error = EngineError("The engine was stopped.")
-        elif self._loaded.done():
-            error = EngineCrashed(
-                f"The engine's process {_how_it_ended(exit_code)}.", exit_code=exit_code, log=self._log
-            )
-        else:
-            error = self._why_not_loaded(exit_code)
+        error = EngineError("The engine was stopped.") if stopped else self._why(exit_code)
+        self._ending = error
         if not stopped:
             self._status = EngineStatus("failed", error=error.message)
         self._stats = Stats(slots=self._config.slots, kv_cells=self._config.context_tokens)
         if not self._loaded.done():
             self._loaded.set_exception(error)
-        for events in self._streams.values():
-            events.put_nowait(error)
+        for stream in self._streams.values():
+            lost = error
+            if isinstance(error, EngineCrashed) and not stream.started:
+                lost = NotBegun(error.message, exit_code=error.exit_code, log=error.log)
+            stream.events.put_nowait(lost)
         for waiting in self._tokenizing.values():
             if not waiting.done():
                 waiting.set_exception(error)
 
-    def _why_not_loaded(self, exit_code: int) -> LoadFailed:
-        report, name = self._load_error, Path(self._config.model_path).name
-        if report is not None:
-            return LoadFailed(report.message, out_of_memory=report.out_of_memory, log=report.log, hint=report.hint)
-        # The kernel kills with SIGKILL when memory runs out; nothing else here does while a model is loading.
-        killed = exit_code == -signal.SIGKILL
-        last = f": {self._log[-1]}" if self._log else ""
-        return LoadFailed(
-            f"llama.cpp's process {_how_it_ended(exit_code)} while loading {name}{last}",
-            out_of_memory=killed or tells_out_of_memory(self._log),
-            log=self._log,
-        )
+    def _why(self, exit_code: int) -> EngineError:
+        log = tuple(self._log)
+        if not self._loaded.done():
+            name = Path(self._config.model_path).name
+            return ending.load_failure(name, exit_code, self._gave_up, log, self._hung_s)
+        now = ending.read_oom_kills()
+        oom_kills = 0 if now is None or self._oom_kills is None else now - self._oom_kills
+        return ending.crash(exit_code, self._gave_up, log, self._hung_s, oom_kills=oom_kills)
 
     def _become(self, phase: Phase) -> None:
         self._status = EngineStatus(phase, error=self._status.error, info=self._status.info)
@@ -314,15 +398,6 @@ class EngineClient:
         if failed.kind == "overloaded":
             return Overloaded(failed.message, retry_after_s=_RETRY_WHEN_FULL_S)
         return EngineError(failed.message, log=self._log)
-
-
-def _how_it_ended(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"ended with exit code {exit_code}"
-    try:
-        return f"was ended by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"was ended by signal {-exit_code}"
 
 
 def _mark_retrieved(future: asyncio.Future[None]) -> None:

@@ -24,12 +24,13 @@ from ggufdeploy.engine.request import (
     Failed,
     Finished,
     GenerateRequest,
+    Started,
     Stats,
 )
 from ggufdeploy.engine.sampling import Sampler, checked_argmax
 from ggufdeploy.engine.scheduler import Job, Part, Scheduler
 from ggufdeploy.engine.slots import SlotTable
-from ggufdeploy.errors import BadRequest, ContextOverflow, EngineError, RequestError
+from ggufdeploy.errors import BadRequest, ContextOverflow, EngineCrashed, EngineError, RequestError
 
 # Far more than anybody waits for; the server refuses earlier. Bounds the memory of the queue.
 MAX_WAITING = 4096
@@ -111,7 +112,10 @@ class Engine:
     # On the owner thread
 
     def run(self) -> None:
-        """Serve until `stop`; then fail what is left. The calling thread is the owner."""
+        """Serve until `stop`; then fail what is left. The calling thread is the owner.
+
+        Raises EngineCrashed when a device has no memory for a batch: the backend is of no use any more.
+        """
         self._chat_threads.call(self._reader.start)
         while not self._stopping:
             self.turn(wait=True)
@@ -220,19 +224,28 @@ class Engine:
     def _step(self) -> None:
         parts = self._scheduler.plan()
         chunks = self._scheduler.chunks(parts)
-        for part in parts:
-            generation = self._generations[part.job.id]
-            if generation.started is None:
-                generation.started = time.monotonic()
+        self._note_started(parts)
         outcome = self._backend.decode(chunks)
         self._n_steps += 1
         if outcome is Decoded.OK:
             self._scheduler.commit(parts, chunks)
             self._sample([part for part in parts if part.samples])
+        elif outcome is Decoded.OUT_OF_MEMORY:
+            message = f"A device ran out of memory while {len(parts)} requests were running."
+            raise EngineCrashed(message, exit_code=None, out_of_memory=True)
         elif outcome is Decoded.BROKEN:
             self._fail(parts, "llama.cpp could not compute this request's batch.")
         elif not self._scheduler.no_room():
             self._fail(parts, "The KV cache has no room for this request although it runs alone.")
+
+    def _note_started(self, parts: Sequence[Part]) -> None:
+        """Say which requests begin, before a batch that may end the process."""
+        fresh = [g for g in (self._generations[part.job.id] for part in parts) if g.started is None]
+        for generation in fresh:
+            generation.started = time.monotonic()
+            self._events.append(Started(generation.job.id))
+        if fresh:
+            self._flush()
 
     def _sample(self, parts: Sequence[Part]) -> None:
         if not parts:

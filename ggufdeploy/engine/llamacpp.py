@@ -11,6 +11,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 
 from ggufdeploy.engine import parameters
@@ -85,7 +86,7 @@ class LlamaCppBackend:
 
     @property
     def info(self) -> EngineInfo:
-        return self._info
+        return msgspec.structs.replace(self._info, buffers=self._log.buffers())
 
     def close(self) -> None:
         if self._context is not None:
@@ -128,8 +129,13 @@ class LlamaCppBackend:
             outputs.extend([0] * (n_tokens - 1))
             outputs.append(chunk.output)
         self._n_rows = sum(outputs)
+        self._log.forget_refusal()
         result = self._api.llama_decode(self._context, self._batch.fill(tokens, positions, sequences, outputs))
-        return Decoded.OK if result == 0 else Decoded.NO_ROOM if result == 1 else Decoded.BROKEN
+        if result == 0:
+            return Decoded.OK
+        if result < 0 and self._log.refused:
+            return Decoded.OUT_OF_MEMORY
+        return Decoded.NO_ROOM if result == 1 else Decoded.BROKEN
 
     def logits(self) -> Logits:
         address = self._get_logits(self._context)

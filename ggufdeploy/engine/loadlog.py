@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from ggufdeploy.engine.request import DeviceBuffers
 from ggufdeploy.units import MIB
@@ -22,10 +23,25 @@ _DEBUG, _ERROR, _CONTINUED = 1, 4, 5
 _BUFFER = re.compile(r":\s+(\S+)\s+(?:DSV4 \S+ )?(model|KV|RS|state|compute|output) buffer size =\s*([\d.]+) MiB")
 _LAYER = re.compile(r"layer\s+(\d+) assigned to device (\S+), is_swa")
 _OUT_OF_MEMORY = re.compile(
-    r"failed to allocate|unable to allocate|out of memory|out of device memory|cudaMalloc failed|bad_alloc", re.I
+    r"failed to allocate|unable to allocate|out of memory|out of device memory|cudaMalloc failed|bad_alloc"
+    r"|could not reserve space",
+    re.I,
 )
+# Source: ggml/src/ggml-cuda/ggml-cuda.cu (buffer allocation, ggml_cuda_error), ggml/src/ggml-alloc.c,
+# src/llama-model.cpp. CUDA names a device by number only.
+_CUDA_REFUSAL = re.compile(r"allocating ([\d.]+) MiB on device (\d+)")
+_BUFFER_REFUSAL = re.compile(r"(?:failed|unable) to allocate (\S+) buffer(?: of size (\d+))?")
+_CUDA_ABORT = re.compile(r"current device: (\d+), in function")
 _HOST = re.compile(r"CPU\b|CPU_|.*_Host$|AMX$|BLAS$")
 _DECORATION = re.compile(r"\[.*\]$|_Mapped$|_Private$")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Who refused memory, "CPU" for the system, and how much was asked for. None: the log does not say."""
+
+    device: str | None = None
+    asked_bytes: int | None = None
 
 
 class LoadLog:
@@ -41,6 +57,7 @@ class LoadLog:
         self._latest: dict[tuple[str, str], int] = {}
         self._layers: dict[int, str] = {}
         self._first_error: str | None = None
+        self._refused = False
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
 
     def feed(self, level: int, text: str) -> None:
@@ -60,6 +77,15 @@ class LoadLog:
     def first_error(self) -> str | None:
         """The first line logged as an error: the cause; those after it say what failed in turn."""
         return self._first_error
+
+    @property
+    def refused(self) -> bool:
+        """Whether a line since the last `forget_refusal` said that memory was refused."""
+        return self._refused
+
+    def forget_refusal(self) -> None:
+        """Start over before a call whose refusals matter."""
+        self._refused = False
 
     def buffers(self) -> tuple[DeviceBuffers, ...]:
         """Return what was allocated, devices first and the host ("CPU") last.
@@ -93,6 +119,8 @@ class LoadLog:
             self._layers[int(match[1])] = match[2]
         if level == _DEBUG:
             return
+        if _OUT_OF_MEMORY.search(line):
+            self._refused = True
         if level == _ERROR and self._first_error is None:
             self._first_error = line
         self.lines.append(line)
@@ -103,6 +131,21 @@ class LoadLog:
 def tells_out_of_memory(lines: Iterable[str]) -> bool:
     """Return whether a device or the system refused an allocation."""
     return any(_OUT_OF_MEMORY.search(line) for line in lines)
+
+
+def find_refusal(lines: Iterable[str]) -> Refusal:
+    """Return what the log's lines tell of the first refused allocation."""
+    device: str | None = None
+    asked_bytes: int | None = None
+    for line in lines:
+        if match := _CUDA_REFUSAL.search(line):
+            return Refusal(f"CUDA{match[2]}", round(float(match[1]) * MIB))
+        if device is None and (match := _BUFFER_REFUSAL.search(line)):
+            device = _device_of(match[1])
+            asked_bytes = int(match[2]) if match[2] else None
+        if match := _CUDA_ABORT.search(line):
+            device = device or f"CUDA{match[1]}"
+    return Refusal(device, asked_bytes)
 
 
 def _device_of(buffer_name: str) -> str:

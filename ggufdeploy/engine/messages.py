@@ -54,8 +54,8 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
     info: EngineInfo
 
 
-class NotLoaded(msgspec.Struct, frozen=True, tag="not_loaded"):
-    """The worker exits after this. See LoadFailed."""
+class GaveUp(msgspec.Struct, frozen=True, tag="gave_up"):
+    """The model could not be loaded, or cannot be served any longer; the worker exits after this."""
 
     message: str
     out_of_memory: bool
@@ -79,7 +79,7 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
 
 
 Command = Load | Submit | Cancel | Tokenize | Stop
-Report = Progress | Ready | NotLoaded | Step | Tokens
+Report = Progress | Ready | GaveUp | Step | Tokens
 
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)

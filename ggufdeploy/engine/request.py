@@ -55,10 +55,18 @@ class DeviceBuffers(msgspec.Struct, frozen=True):
     compute_bytes: int
 
 
+class Ladder(msgspec.Struct, frozen=True):
+    """The proof prompts after a load. rungs: tokens of each. slowest_s: the longest of the batches."""
+
+    rungs: tuple[int, ...]
+    seconds: float
+    slowest_s: float
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was loaded. layer_devices: one device per block plus one for the output layer, as llama.cpp assigned them.
 
-    buffers: actual allocation, to stand beside the plan.
+    buffers: actual allocation, to stand beside the plan. ladder: None before the proof prompts.
     """
 
     description: str
@@ -70,6 +78,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     layer_devices: tuple[str, ...]
     has_chat_template: bool
     load_s: float
+    ladder: Ladder | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +147,12 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     prompt_tokens: int
 
 
+class Started(msgspec.Struct, frozen=True, tag="started"):
+    """The request is in the batch computed next. For the client alone, which drops it: it tells what a crash cost."""
+
+    id: str
+
+
 class Delta(msgspec.Struct, frozen=True, tag="delta"):
     """Text produced by one step: whole UTF-8 characters, stop strings already held back. n_tokens: tokens behind it."""
 
@@ -169,7 +184,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     context_tokens: int | None = None
 
 
-Event = Accepted | Delta | Finished | Failed
+Event = Accepted | Started | Delta | Finished | Failed
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

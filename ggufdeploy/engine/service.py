@@ -1,4 +1,4 @@
-"""The engine as the server sees it. `client.EngineClient` is the real one; tests script a fake."""
+"""The engine as the server sees it. `supervisor.Supervisor` is the real one; tests script a fake."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import msgspec
 
 from ggufdeploy.engine.request import EngineInfo, Event, GenerateRequest, Stats
 
-Phase = Literal["loading", "ready", "failed", "stopped"]
+Phase = Literal["loading", "ready", "restarting", "failed", "stopped"]
+"""restarting: its process ended, and a new one is being started."""
 
 
 class EngineStatus(msgspec.Struct, frozen=True):
-    """progress: 0..1 while loading, else None. error: why it failed. info: set once ready."""
+    """progress: 0..1 while loading, else None. error: why it failed, or restarts. info: set once ready."""
 
     phase: Phase
     progress: float | None = None

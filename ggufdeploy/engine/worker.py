@@ -15,16 +15,20 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
+import msgspec
+
+from ggufdeploy.engine.backend import Backend
 from ggufdeploy.engine.engine import Engine
-from ggufdeploy.engine.llamacpp import LlamaCppBackend
+from ggufdeploy.engine.ladder import climb
 from ggufdeploy.engine.messages import (
     HEADER,
     Cancel,
     Command,
+    GaveUp,
     Load,
-    NotLoaded,
     Progress,
     Ready,
     Report,
@@ -39,7 +43,10 @@ from ggufdeploy.engine.messages import (
 )
 from ggufdeploy.engine.parent import end_with_parent
 from ggufdeploy.engine.request import EngineConfig, Event, Stats
-from ggufdeploy.errors import EngineError, LoadFailed, RequestError
+from ggufdeploy.errors import EngineCrashed, EngineError, LoadFailed, RequestError
+
+MakeBackend = Callable[[EngineConfig, Callable[[float], None], Callable[[str], None]], Backend]
+"""Config, on_progress, on_log -> a loaded backend. Raises LoadFailed."""
 
 _EXIT_BUG = 70
 # How long a busy thread may keep the GIL from the engine's thread; Python's own 5 ms is a whole step.
@@ -47,10 +54,20 @@ _SWITCH_INTERVAL_S = 0.0005
 _PROGRESS_STEP = 0.01
 
 
-class Worker:
-    """Reads commands on the calling thread, runs the engine on another one."""
+def load_llama_cpp(
+    config: EngineConfig, on_progress: Callable[[float], None], on_log: Callable[[str], None]
+) -> Backend:
+    """Load with llama.cpp. Raises LoadFailed."""
+    from ggufdeploy.engine.llamacpp import LlamaCppBackend
 
-    def __init__(self, connection: socket.socket) -> None:
+    return LlamaCppBackend(config, on_progress=on_progress, on_log=on_log)
+
+
+class Worker:
+    """Reads commands on the calling thread, runs the engine on another one. make_backend: tests inject faults here."""
+
+    def __init__(self, connection: socket.socket, make_backend: MakeBackend = load_llama_cpp) -> None:
+        self._make_backend = make_backend
         self._incoming = connection.makefile("rb")
         self._connection = connection
         self._sending = threading.Lock()
@@ -104,18 +121,23 @@ class Worker:
         engine.tokenize(command.text, reply)
 
     def _own(self, config: EngineConfig) -> None:
-        """Load the model and serve; the engine's thread."""
+        """Load the model, prove it, and serve; the engine's thread."""
         try:
-            backend = LlamaCppBackend(config, on_progress=self._report_progress, on_log=_write_line)
+            backend = self._make_backend(config, self._report_progress, _write_line)
+            ladder = climb(backend, n_batch=config.n_batch, n_ubatch=config.n_ubatch, on_rung=self._report_alive)
+            self._engine = Engine(backend, config, self._report_step)
+            self._send(Ready(msgspec.structs.replace(backend.info, ladder=ladder)))
+            self._engine.run()
         except EngineError as error:
-            out_of_memory = isinstance(error, LoadFailed) and error.out_of_memory
-            self._send(NotLoaded(error.message, out_of_memory, error.log, error.hint))
+            out_of_memory = isinstance(error, LoadFailed | EngineCrashed) and error.out_of_memory
+            self._send(GaveUp(error.message, out_of_memory, error.log, error.hint))
             os._exit(1)
-        self._engine = Engine(backend, config, self._report_step)
-        self._send(Ready(backend.info))
-        self._engine.run()
         backend.close()
         os._exit(0)
+
+    def _report_alive(self) -> None:
+        """Let the parent know that a proof prompt was computed; on slow disks one takes minutes."""
+        self._send(Progress(1.0))
 
     def _report_progress(self, fraction: float) -> None:
         if fraction - self._progress >= _PROGRESS_STEP:
@@ -138,7 +160,7 @@ def _exit_on_bug(args: threading.ExceptHookArgs) -> None:
     os._exit(_EXIT_BUG)
 
 
-def main() -> None:
+def main(make_backend: MakeBackend = load_llama_cpp) -> None:
     """Set the process up and serve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
@@ -150,7 +172,7 @@ def main() -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     threading.excepthook = _exit_on_bug
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-    Worker(socket.socket(fileno=arguments.fd)).serve()
+    Worker(socket.socket(fileno=arguments.fd), make_backend).serve()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def _health(state: ServerState) -> tuple[int, dict[str, Any]]:
         return 503, {"status": "stopping"}
     if status.phase == "failed":
         return 503, {"status": "failed", "error": status.error}
+    if status.phase == "restarting":
+        return 503, {"status": "restarting", "progress": status.progress, "error": status.error}
     if status.phase == "loading":
         return 503, {"status": "loading", "progress": status.progress}
     return 200, {"status": "ok"}

@@ -122,6 +122,8 @@ class ServerState:
             raise stopping()
         if status.phase == "failed":
             raise LoadFailed(status.error or "The model could not be loaded.")
+        if status.phase == "restarting":
+            raise Overloaded("The model is being loaded again after its process ended.", retry_after_s=LOADING_RETRY_S)
         if status.phase == "loading":
             done = "" if status.progress is None else f" ({status.progress:.0%})"
             raise Overloaded(f"The model is still loading{done}.", retry_after_s=LOADING_RETRY_S)

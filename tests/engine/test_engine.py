@@ -23,10 +23,12 @@ from ggufdeploy.engine.request import (
     GenerateRequest,
     Prompt,
     SamplingParams,
+    Started,
     Stats,
     TextPrompt,
     TokenPrompt,
 )
+from ggufdeploy.errors import EngineCrashed
 from tests.fakes import END, FakeBackend, expected_text
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -95,8 +97,8 @@ def test_a_request_is_accepted_streamed_and_finished(harness):
     h = harness()
     h.submit("a")
     h.until_ended()
-    first, *deltas, last = h.of("a")
-    assert first == Accepted("a", 5)
+    first, started, *deltas, last = h.of("a")
+    assert (first, started) == (Accepted("a", 5), Started("a"))
     assert h.text("a") == expected_text(b"hello", 8)
     assert sum(delta.n_tokens for delta in deltas) == 8
     assert (last.reason, last.prompt_tokens, last.completion_tokens, last.cached_tokens) == ("length", 5, 8, 0)
@@ -318,3 +320,14 @@ def test_what_is_cancelled_before_its_turn_is_never_prepared(fake_config):
     assert not harness.engine._wanted
     harness.engine._threads.close()
     harness.engine._chat_threads.close()
+
+
+def test_a_device_without_memory_for_a_batch_ends_the_engine_which_has_said_what_it_began(harness):
+    h = harness()
+    h.submit("a")
+    h.accept("a")
+    h.backend.outcomes = [Decoded.OUT_OF_MEMORY]
+    with pytest.raises(EngineCrashed, match="ran out of memory") as caught:
+        h.engine.turn(wait=False)
+    assert caught.value.out_of_memory
+    assert h.of("a") == [Accepted("a", 5), Started("a")]

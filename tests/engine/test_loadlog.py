@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ggufdeploy.engine.loadlog import LoadLog, tells_out_of_memory
+from ggufdeploy.engine.loadlog import LoadLog, Refusal, find_refusal, tells_out_of_memory
 from ggufdeploy.engine.request import DeviceBuffers
 from ggufdeploy.units import MIB
 
@@ -65,3 +65,38 @@ def test_lines_in_pieces_are_joined_and_progress_dots_dropped():
 )
 def test_out_of_memory_is_recognised(line, expected):
     assert tells_out_of_memory(["something else", line]) is expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            [
+                "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 41000.50 MiB on device 1: cudaMalloc failed",
+                "alloc_tensor_range: failed to allocate CUDA1 buffer of size 42992140288",
+            ],
+            Refusal("CUDA1", round(41000.5 * MIB)),
+        ),
+        (["alloc_tensor_range: failed to allocate RPC0[127.0.0.1:5] buffer of size 1048576"], Refusal("RPC0", MIB)),
+        (["llama_model_load: error loading model: unable to allocate CPU_REPACK buffer"], Refusal("CPU", None)),
+        (
+            [
+                "CUDA error: out of memory",
+                "  current device: 0, in function alloc at ggml-cuda.cu:521",
+                "  cuMemCreate",
+            ],
+            Refusal("CUDA0", None),
+        ),
+        (["something else"], Refusal()),
+    ],
+)
+def test_the_log_tells_who_refused_how_much(lines, expected):
+    assert find_refusal(lines) == expected
+
+
+def test_a_refusal_counts_until_it_is_forgotten():
+    log = LoadLog()
+    log.feed(ERROR, "decode: could not reserve space for batch with 4 outputs\n")
+    assert log.refused
+    log.forget_refusal()
+    assert not log.refused

@@ -14,6 +14,11 @@ from tests.server.conftest import CREATED, MODEL
         (FakeEngine(), 200, {"status": "ok"}),
         (FakeEngine(phase="loading", progress=0.5), 503, {"status": "loading", "progress": 0.5}),
         (FakeEngine(phase="loading"), 503, {"status": "loading", "progress": None}),
+        (
+            FakeEngine(phase="restarting", progress=0.25, error="it died"),
+            503,
+            {"status": "restarting", "progress": 0.25, "error": "it died"},
+        ),
         (FakeEngine(phase="failed", error="no memory"), 503, {"status": "failed", "error": "no memory"}),
         (FakeEngine(phase="stopped"), 503, {"status": "stopping"}),
     ],
