@@ -25,13 +25,16 @@ def rpc_is_available() -> bool:
 
 
 @contextlib.contextmanager
-def rpc_device(threads: int = 1) -> Iterator[str]:
-    """Yield "127.0.0.1:PORT" of a fresh RPC server; its process ends with the block."""
+def rpc_device(threads: int = 1, memory_bytes: int | None = None) -> Iterator[str]:
+    """Yield "127.0.0.1:PORT" of a fresh RPC server; its process ends with the block.
+
+    memory_bytes: it cannot allocate more than about this much, though it says that it has all of the RAM.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).resolve()), str(port), str(threads)],
+        [sys.executable, str(Path(__file__).resolve()), str(port), str(threads), str(memory_bytes or 0)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         stdin=subprocess.DEVNULL,
@@ -56,7 +59,7 @@ def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, timeout_
     raise RuntimeError(f"the RPC server does not listen on port {port} (exit code {process.poll()})")
 
 
-def _serve(port: int, threads: int) -> None:
+def _serve(port: int, threads: int, memory_bytes: int) -> None:
     import llama_cpp.llama_cpp as llama
 
     library = llama._lib
@@ -67,8 +70,20 @@ def _serve(port: int, threads: int) -> None:
     start = library.ggml_backend_rpc_start_server
     start.restype = None
     start.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p]
+    if memory_bytes:
+        _limit_memory(memory_bytes)
     start(f"127.0.0.1:{port}".encode(), None, threads, 1, ctypes.cast(devices, ctypes.c_void_p))
 
 
+def _limit_memory(memory_bytes: int) -> None:
+    """Let this process allocate so much more than it has now. Source: setrlimit(2), RLIMIT_DATA counts mappings too."""
+    import resource
+
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    used_kib = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData:"))
+    limit_bytes = used_kib * 1024 + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(*map(int, sys.argv[1:4]))

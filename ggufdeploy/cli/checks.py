@@ -193,9 +193,9 @@ def check_generation(settings: Settings, machine: Machine) -> Iterator[Finding]:
     import asyncio
 
     from ggufdeploy.deploy.local import local_source
-    from ggufdeploy.deploy.oracle import plan_config
     from ggufdeploy.deploy.planning import Wish, make
-    from ggufdeploy.deploy.running import answer, sampling_defaults
+    from ggufdeploy.deploy.recovery import Deployment
+    from ggufdeploy.deploy.running import Voice, answer
     from ggufdeploy.hub.pypi import cached_pypi_model
 
     try:
@@ -204,18 +204,15 @@ def check_generation(settings: Settings, machine: Machine) -> Iterator[Finding]:
         if path is None:
             yield Finding("generation", "ok", f"not tried: the demo model is not here (ggufdeploy pull {DEMO_MODEL})")
             return
-        plan = make(
-            local_source(path, DEMO_MODEL, profile), DEMO_MODEL, Wish(context_tokens=512, slots=1), machine
-        ).plan
+        planned = make(local_source(path, DEMO_MODEL, profile), DEMO_MODEL, Wish(context_tokens=512, slots=1), machine)
         started = time.monotonic()
-        sampling = sampling_defaults(profile.sampling)
-        done = asyncio.run(answer(plan_config(plan, path), "Count to five.", sampling, 16, _ignore, _ignore))
+        done = asyncio.run(answer(Deployment(planned, path, settings), "Count to five.", 16, Voice(), _ignore))
     except GgufdeployError as error:
         yield Finding(
             "generation", "problem", f"{DEMO_MODEL} does not answer: {error.message}", error.hint or _REINSTALL
         )
         return
-    where = {"gpu": "on the GPU", "cpu": "on the CPU"}.get(plan.verdict, "on GPU and CPU")
+    where = {"gpu": "on the GPU", "cpu": "on the CPU"}.get(planned.plan.verdict, "on GPU and CPU")
     seconds = format_duration(time.monotonic() - started)
     yield Finding(
         "generation", "ok", f"{DEMO_MODEL} wrote {done.completion_tokens} tokens {where}; {seconds} with loading"

@@ -112,6 +112,14 @@ class Output:
         if hint and self.mode == "human":
             self.hint(hint)
 
+    def relay_error(self, message: str, hint: str | None) -> None:
+        """Pass on the error that another process ended with, on stderr, in every mode."""
+        if self.mode == "json":
+            error = {"type": "background", "message": message, "hint": hint}
+            click.echo(json.dumps({"error": error}), err=True)
+            return
+        self._message(message, click.style("error:", fg="red", bold=True))
+
     def confirm(self, question: str, *, yes: bool) -> None:
         """Ask on the terminal, unless `yes`. Raises Abort for a no, BadValue where nobody can be asked."""
         if yes:

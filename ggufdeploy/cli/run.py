@@ -27,9 +27,11 @@ from ggufdeploy.units import format_duration, format_rate
 if TYPE_CHECKING:
     import socket
 
+    from ggufdeploy.deploy.instances import Registration
     from ggufdeploy.deploy.planning import Planned
-    from ggufdeploy.deploy.running import Ready, ServeOptions
-    from ggufdeploy.engine.request import EngineConfig
+    from ggufdeploy.deploy.recovery import Change, Deployment
+    from ggufdeploy.deploy.running import Ready, ServeOptions, Voice
+    from ggufdeploy.errors import EngineError
     from ggufdeploy.settings import Settings
 
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
         ("ggufdeploy run mixtral-8x22b", "the best quantization for this machine, on http://127.0.0.1:8080/v1"),
         ("ggufdeploy run mixtral-8x22b --ctx 32k --slots 8", "a longer context, shared by eight requests"),
         ('ggufdeploy run smollm2-135m --prompt "Why is the sky blue?"', "answer once and exit"),
-        ("ggufdeploy run owner/repo:Q4_K_M --dry-run", "show the plan and stop"),
+        ("ggufdeploy run mixtral-8x22b --detach", "in the background; see ggufdeploy ps, logs and stop"),
     ],
 )
 @model_argument
@@ -54,6 +56,14 @@ if TYPE_CHECKING:
     "--ready-file", type=click.Path(path_type=Path, dir_okay=False), cls=Option, section="Server", metavar="FILE",
     help="Write {url, pid, model} here as JSON once the model answers.",
 )  # fmt: skip
+@click.option(
+    "--detach", is_flag=True, cls=Option, section="Server",
+    help="Serve in the background: return once the model answers, or say why it does not.",
+)  # fmt: skip
+@click.option(
+    "--detached-log", type=click.Path(path_type=Path, dir_okay=False), cls=Option, hidden=True, metavar="FILE",
+    help="Where this process's output goes, as --detach arranged it.",
+)  # fmt: skip
 @click.option("--prompt", cls=Option, metavar="TEXT", help="Answer this once on stdout and exit.")
 @click.option("--max-tokens", type=click.IntRange(min=1), cls=Option, metavar="N", help="Longest answer to --prompt.")
 @revision_option
@@ -64,6 +74,8 @@ def run(
     port: int,
     api_key_file: Path | None,
     ready_file: Path | None,
+    detach: bool,
+    detached_log: Path | None,
     prompt: str | None,
     max_tokens: int | None,
     revision: str | None,
@@ -72,23 +84,35 @@ def run(
     **wish: object,
 ) -> int:
     """Plan MODEL for this machine, fetch what the plan needs, load it, and serve it as an OpenAI-compatible API."""
-    from ggufdeploy.deploy.running import ServeOptions, engine_config, listen
+    from ggufdeploy.deploy.instances import registered
+    from ggufdeploy.deploy.recovery import Deployment
+    from ggufdeploy.deploy.running import ServeOptions, listen
 
     settings = read_settings()
     options = ServeOptions(host, port, _api_key(api_key_file, settings), _writable(ready_file))
-    sock = listen(options) if prompt is None and not dry_run else None
-    try:
-        planned = _plan(model, wish, revision, out, settings, dry_run)
-        if dry_run:
-            return 0
-        planned, path = _fetch(planned, out)
-        config = engine_config(planned, path)
-        if sock is None:
-            return _answer(planned, config, _as_typed(prompt or ""), max_tokens, out)
-        return _serve(planned, config, options, sock, out)
-    finally:
-        if sock is not None:
-            sock.close()
+    if detach:
+        return _detach(model, prompt, dry_run, settings, out)
+    if dry_run:
+        _plan(model, wish, revision, out, settings, dry_run)
+        return 0
+    if prompt is not None:
+        planned, path = _fetch(_plan(model, wish, revision, out, settings, dry_run), out)
+        return _answer(Deployment(planned, path, settings), _as_typed(prompt), max_tokens, out)
+    log = str(detached_log) if detached_log else None
+    with listen(options) as sock, registered(settings, model=model, ref=model, log=log) as entry:
+        planned, path = _fetch(_plan(model, wish, revision, out, settings, dry_run), out)
+        entry.update(model=planned.source.name)
+        return _serve(Deployment(planned, path, settings), options, sock, entry, out)
+
+
+def _detach(model: str, prompt: str | None, dry_run: bool, settings: Settings, out: Output) -> int:
+    """Have another process do the same without --detach."""
+    from ggufdeploy.cli.detach import detach
+
+    if prompt is not None or dry_run:
+        other = "--dry-run" if dry_run else "--prompt"
+        raise BadValue("--detach", f"--detach serves, and {other} does not", hint=f"leave --detach or {other} out")
+    return detach(model, click.get_current_context().find_root().obj, settings, out)
 
 
 def _api_key(file: Path | None, settings: Settings) -> str | None:
@@ -147,12 +171,11 @@ def _fetch(planned: Planned, out: Output) -> tuple[Planned, Path]:
         return fetch(planned, progress)
 
 
-def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int | None, out: Output) -> int:
+def _answer(deployment: Deployment, prompt: str, max_tokens: int | None, out: Output) -> int:
     import asyncio
 
-    from ggufdeploy.deploy.running import answer, sampling_defaults
+    from ggufdeploy.deploy.running import answer
 
-    profile = planned.source.profile
     pieces: list[str] = []
 
     def on_text(text: str) -> None:
@@ -160,12 +183,11 @@ def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int
         if out.mode != "json":
             out.write(text)
 
-    sampling = sampling_defaults(profile.sampling if profile else None)
-    done = asyncio.run(answer(config, prompt, sampling, max_tokens, _loading(out), on_text))
+    done = asyncio.run(answer(deployment, prompt, max_tokens, _voice(out), on_text))
     if out.mode == "json":
         out.document(
             {
-                "model": planned.source.name,
+                "model": deployment.planned.source.name,
                 "text": "".join(pieces),
                 "finish_reason": done.reason,
                 "prompt_tokens": done.prompt_tokens,
@@ -180,32 +202,65 @@ def _answer(planned: Planned, config: EngineConfig, prompt: str, max_tokens: int
     return 0
 
 
-def _serve(planned: Planned, config: EngineConfig, options: ServeOptions, sock: socket.socket, out: Output) -> int:
+def _serve(deployment: Deployment, options: ServeOptions, sock: socket.socket, entry: Registration, out: Output) -> int:
     import asyncio
 
-    from ggufdeploy.deploy.running import planned_and_actual, serve
+    from ggufdeploy.deploy.running import serve
 
-    def on_ready(ready: Ready) -> None:
-        info = ready.info
-        for line in planned_and_actual(planned.plan, info):
-            out.note(line)
-        out.note(
-            f"ready in {format_duration(ready.seconds)}: {ready.url}/v1  model {ready.model_id}, "
-            f"{info.context_tokens:,} tokens of context shared by {info.slots} slots"
-        )
+    return asyncio.run(serve(deployment, options, sock, _voice(out, options.drain_s, detached=entry.detached), entry))
+
+
+def _voice(out: Output, drain_s: float = 0.0, *, detached: bool = False) -> Voice:
+    """Return what says on stderr how it goes. detached: nobody can press Ctrl-C."""
+    from ggufdeploy.deploy.running import Voice
+
+    def on_lost(error: EngineError, delay_s: float) -> None:
+        soon = f"in {format_duration(delay_s)}" if delay_s else "now"
+        out.warning(f"{error.message} A new engine is started {soon}.")
+
+    def on_changed(change: Change) -> None:
+        first, *more = change.lines()
+        out.warning(first, change.hint)
+        for line in more:
+            out.note(f"  {line}")
+
+    def on_stopping() -> None:
+        again = "a second stop" if detached else "Ctrl-C again"
+        out.note(f"stopping; running requests have {format_duration(drain_s)}, {again} ends them now")
+
+    return Voice(
+        on_progress=_loading(out),
+        on_ready=lambda ready: _say_ready(ready, out, detached=detached),
+        on_lost=on_lost,
+        on_changed=on_changed,
+        on_stopping=on_stopping,
+    )
+
+
+def _say_ready(ready: Ready, out: Output, *, detached: bool) -> None:
+    from ggufdeploy.deploy.truth import truth_lines
+
+    info = ready.info
+    for line in truth_lines(ready.truth):
+        out.note(line)
+    for warning in ready.truth.warnings:
+        out.warning(warning)
+    again = (
+        f"ready again, the {ready.restarts}. restart"
+        if ready.restarts
+        else f"ready in {format_duration(ready.seconds)}"
+    )
+    out.note(
+        f"{again}: {ready.url}/v1  model {ready.model_id}, "
+        f"{info.context_tokens:,} tokens of context shared by {info.slots} slots"
+    )
+    if not ready.restarts:
         out.hint(
             f"curl {ready.url}/v1/chat/completions -H 'Content-Type: application/json' "
             f'-d \'{{"model": "{ready.model_id}", "messages": [{{"role": "user", "content": "Hi"}}]}}\''
         )
-        out.note("Ctrl-C stops it.")
-
-    def on_stopping() -> None:
-        out.note(f"stopping; running requests have {format_duration(options.drain_s)}, Ctrl-C again ends them now")
-
-    coroutine = serve(
-        planned, config, options, sock, on_progress=_loading(out), on_ready=on_ready, on_stopping=on_stopping
-    )
-    return asyncio.run(coroutine)
+        if not detached:
+            out.note("Ctrl-C stops it.")
 
 
 def _loading(out: Output) -> Callable[[float], None]:

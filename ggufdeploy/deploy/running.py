@@ -10,17 +10,18 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ggufdeploy.deploy.oracle import plan_config
+from ggufdeploy.deploy.instances import Registration
 from ggufdeploy.deploy.planning import Planned
-from ggufdeploy.engine.client import EngineClient
+from ggufdeploy.deploy.recovery import Change, Deployment
+from ggufdeploy.deploy.truth import ProcessMemory, Truth, compare, read_process
 from ggufdeploy.engine.request import (
     ChatMessage,
     ChatPrompt,
     Delta,
-    DeviceBuffers,
     EngineConfig,
     EngineInfo,
     Finished,
@@ -28,14 +29,14 @@ from ggufdeploy.engine.request import (
     SamplingParams,
     TextPrompt,
 )
+from ggufdeploy.engine.supervisor import Hooks, Supervisor
 from ggufdeploy.errors import EngineError
-from ggufdeploy.planner.plan import Plan, plan_to_json
+from ggufdeploy.planner.plan import plan_to_json
 from ggufdeploy.profiles.profile import SamplingDefaults
 from ggufdeploy.server.app import build_app
 from ggufdeploy.server.auth import check_bind_address
-from ggufdeploy.server.run import Server, bind
-from ggufdeploy.server.state import ServerConfig
-from ggufdeploy.units import format_bytes
+from ggufdeploy.server.run import Server, bind, url_of
+from ggufdeploy.server.state import ServerConfig, Shown
 
 DRAIN_S = 10.0
 """How long running requests may go on after the first SIGTERM or Ctrl-C."""
@@ -66,12 +67,29 @@ def listen(options: ServeOptions) -> socket.socket:
 
 @dataclass(frozen=True)
 class Ready:
-    """What the ready line says. info.buffers: what llama.cpp really allocated, to stand beside the plan."""
+    """What the ready line says. truth: planned beside actual. restarts: engines started after the first."""
 
     url: str
     model_id: str
     info: EngineInfo
     seconds: float
+    truth: Truth
+    restarts: int
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What the user is told, called on the event loop's thread.
+
+    on_progress: 0..1 of a load. on_ready: each time an engine serves. on_lost: an engine ended; the seconds until the
+    next one is started. on_changed: memory ran out and another plan is tried. on_stopping: the drain begins.
+    """
+
+    on_progress: Callable[[float], None] = lambda fraction: None
+    on_ready: Callable[[Ready], None] = lambda ready: None
+    on_lost: Callable[[EngineError, float], None] = lambda error, delay_s: None
+    on_changed: Callable[[Change], None] = lambda change: None
+    on_stopping: Callable[[], None] = lambda: None
 
 
 def sampling_defaults(defaults: SamplingDefaults | None) -> SamplingParams:
@@ -87,60 +105,42 @@ def sampling_defaults(defaults: SamplingDefaults | None) -> SamplingParams:
     )
 
 
-def planned_and_actual(plan: Plan, info: EngineInfo) -> list[str]:
-    """Return one line per device: planned bytes beside what llama.cpp allocated."""
-    actual = {part.device: part for part in info.buffers}
-    lines = []
-    for device in plan.devices:
-        part = actual.get(device.name, DeviceBuffers(device.name, 0, 0, 0))
-        planned = device.weights_bytes + device.kv_bytes + device.compute_bytes
-        real = part.weights_bytes + part.kv_bytes + part.compute_bytes
-        if planned or real:
-            lines.append(f"{device.name}: planned {format_bytes(planned)}, actual {format_bytes(real)}")
-    return lines
-
-
-def engine_config(planned: Planned, path: Path, rpc_endpoints: tuple[str, ...] = ()) -> EngineConfig:
-    """Return the parameters that carry out `planned` with the model at `path`."""
-    profile = planned.source.profile
-    template = profile.chat_template if profile else None
-    return plan_config(planned.plan, path, chat_template=template, rpc_endpoints=rpc_endpoints)
-
-
 @contextlib.asynccontextmanager
-async def _engine(config: EngineConfig, on_progress: Callable[[float], None]) -> AsyncIterator[EngineClient]:
-    """Start the worker and make sure that it is gone afterwards."""
-    client = await EngineClient.start(config, on_progress=on_progress)
+async def _supervised(
+    deployment: Deployment, voice: Voice, on_ready: Callable[[EngineInfo], None]
+) -> AsyncIterator[Supervisor]:
+    """Keep an engine running for as long as the block lasts, and make sure that it is gone afterwards."""
+
+    async def replan(error: EngineError) -> EngineConfig:
+        voice.on_changed(await asyncio.to_thread(deployment.plan_again, error))
+        return deployment.config
+
+    def ready(info: EngineInfo) -> None:
+        deployment.mark_proven()
+        on_ready(info)
+
+    hooks = Hooks(on_progress=voice.on_progress, on_ready=ready, on_lost=voice.on_lost)
+    engine = await Supervisor.start(deployment.config, replan, hooks=hooks)
     try:
-        yield client
+        yield engine
     finally:
-        await client.stop(0.0)
-
-
-async def _loaded(client: EngineClient) -> EngineInfo:
-    await client.wait_ready()
-    info = client.status.info
-    assert info is not None
-    return info
+        await engine.stop(0.0)
 
 
 async def answer(
-    config: EngineConfig,
-    prompt: str,
-    sampling: SamplingParams,
-    max_tokens: int | None,
-    on_progress: Callable[[float], None],
-    on_text: Callable[[str], None],
+    deployment: Deployment, prompt: str, max_tokens: int | None, voice: Voice, on_text: Callable[[str], None]
 ) -> Finished:
     """Load, answer one prompt through the chat template (or as plain text if the model has none), and stop.
 
-    Raises LoadFailed, EngineCrashed, ContextOverflow.
+    Raises LoadFailed, DoesNotFit, EngineCrashed, ContextOverflow.
     """
-    async with _engine(config, on_progress) as client:
-        info = await _loaded(client)
+    profile = deployment.planned.source.profile
+    sampling = sampling_defaults(profile.sampling if profile else None)
+    async with _supervised(deployment, voice, lambda info: None) as engine:
+        info = await engine.wait_ready()
         text = ChatPrompt((ChatMessage("user", prompt),)) if info.has_chat_template else TextPrompt(prompt)
         request = GenerateRequest(id="prompt", prompt=text, sampling=sampling, max_tokens=max_tokens)
-        async for event in client.generate(request):
+        async for event in engine.generate(request):
             if isinstance(event, Finished):
                 return event
             if isinstance(event, Delta):
@@ -148,56 +148,99 @@ async def answer(
     raise AssertionError("the engine ended a request without Finished")
 
 
+class _Session:
+    """One `serve`: tells the user, GET /plan, the ready file and `ps` what was loaded, each time it was."""
+
+    def __init__(
+        self, deployment: Deployment, options: ServeOptions, voice: Voice, entry: Registration, sock: socket.socket
+    ) -> None:
+        self._deployment, self._options, self._voice, self._entry = deployment, options, voice, entry
+        self._started = time.monotonic()
+        self._telling: set[asyncio.Task[None]] = set()
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # what telling raised
+        self.url = url_of(sock)
+        self.engine: Supervisor | None = None
+        self.shown: Shown | None = None
+        plan = deployment.planned.plan
+        entry.update(
+            phase="loading", url=self.url, port=sock.getsockname()[1], quantization=plan.quantization.name,
+            context_tokens=plan.context_tokens, slots=plan.slots,
+        )  # fmt: skip
+
+    def loaded(self, info: EngineInfo) -> None:
+        """An engine is ready; measuring it takes some milliseconds, which are not the event loop's."""
+        task = asyncio.ensure_future(self._tell(info))
+        self._telling.add(task)
+        task.add_done_callback(self._told)
+
+    def lost(self, error: EngineError, delay_s: float) -> None:
+        """An engine ended."""
+        self._entry.update(phase="restarting", memory=None)
+        self._voice.on_lost(error, delay_s)
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        self._telling.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.broken.done():
+            self.broken.set_exception(error)
+
+    async def _tell(self, info: EngineInfo) -> None:
+        assert self.engine is not None
+        assert self.shown is not None
+        planned, pid = self._deployment.planned, self.engine.pid
+        process = ProcessMemory()
+        if pid is not None:
+            process = await asyncio.to_thread(read_process, pid, planned.machine.devices)
+        truth = compare(planned.plan, info, process)
+        self.shown.show(plan_to_json(planned.plan).encode(), truth)
+        restarts = self.engine.n_restarts
+        ready = Ready(self.url, planned.source.name, info, time.monotonic() - self._started, truth, restarts)
+        self._entry.update(phase="ready", memory=truth, restarts=restarts)
+        self._voice.on_ready(ready)
+        if self._options.ready_file is not None:
+            _write_ready_file(self._options.ready_file, ready)
+
+
 async def serve(
-    planned: Planned,
-    config: EngineConfig,
-    options: ServeOptions,
-    sock: socket.socket,
-    *,
-    on_progress: Callable[[float], None],
-    on_ready: Callable[[Ready], None],
-    on_stopping: Callable[[], None],
+    deployment: Deployment, options: ServeOptions, sock: socket.socket, voice: Voice, entry: Registration
 ) -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit code: 0, or 130 after Ctrl-C.
 
-    sock: from `listen`, taken before anything slow. /health answers 503 from the first moment on. The first signal lets
-    running requests finish for `drain_s` seconds, a second one stops at once. Raises LoadFailed, EngineCrashed.
+    sock: from `listen`, taken before anything slow. entry: kept up to date for `ps`. /health answers 503 from the first
+    moment on, and again while an engine that died is replaced. The first signal lets running requests finish for
+    `drain_s` seconds, a second one stops at once. Raises LoadFailed, DoesNotFit, EngineCrashed.
     """
-    started = time.monotonic()
+    session = _Session(deployment, options, voice, entry, sock)
     signals: asyncio.Queue[int] = asyncio.Queue()
-    async with _engine(config, on_progress) as client:
-        server = Server(build_app(client, _server_config(planned, options)), sock)
+    heard = replace(voice, on_lost=session.lost)
+    async with _supervised(deployment, heard, session.loaded) as engine:
+        app = build_app(engine, _server_config(deployment.planned, options))
+        session.engine, session.shown = engine, app.state.shown
+        server = Server(app, sock)
         with _signals(signals):
             await server.start()
             try:
-                code = await _until_stopped(
-                    client, signals, lambda info: _announce(planned, options, server, info, started, on_ready)
-                )
-                on_stopping()
+                code = await _until_stopped(engine, session, signals)
+                entry.update(phase="stopping")
+                voice.on_stopping()
                 await _stop(server, signals, options.drain_s)
             finally:
                 await server.stop(0.0)
     return code
 
 
-async def _until_stopped(
-    client: EngineClient, signals: asyncio.Queue[int], on_loaded: Callable[[EngineInfo], None]
-) -> int:
-    """Wait for the load, then for a signal or the worker's death; return the exit code."""
-    loading = asyncio.create_task(_loaded(client))
-    stopping = asyncio.create_task(signals.get())
+async def _until_stopped(engine: Supervisor, session: _Session, signals: asyncio.Queue[int]) -> int:
+    """Wait for a signal and return the exit code. Raises what makes the supervisor give up, and what telling raised."""
+    ended = asyncio.ensure_future(engine.wait_ended())
+    stopping = asyncio.ensure_future(signals.get())
     try:
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        watched: list[asyncio.Future[Any]] = [ended, stopping, session.broken]
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
-            on_loaded(await loading)
-            died = asyncio.create_task(client.wait_ended())
-            await asyncio.wait({died, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            died.cancel()
-            if not stopping.done():
-                raise EngineError(client.status.error or "The engine ended.", log=client.log)
+            await (session.broken if session.broken.done() else ended)
         return 130 if stopping.result() == signal.SIGINT else 0
     finally:
-        loading.cancel()
+        ended.cancel()
         stopping.cancel()
 
 
@@ -226,21 +269,11 @@ def _signals(queue: asyncio.Queue[int]) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _announce(
-    planned: Planned,
-    options: ServeOptions,
-    server: Server,
-    info: EngineInfo,
-    started: float,
-    on_ready: Callable[[Ready], None],
-) -> None:
-    ready = Ready(server.url, planned.source.name, info, time.monotonic() - started)
-    on_ready(ready)
-    if options.ready_file is not None:
-        document = {"url": ready.url, "pid": os.getpid(), "model": ready.model_id}
-        partial = options.ready_file.with_name(options.ready_file.name + ".partial")
-        partial.write_text(json.dumps(document), encoding="utf-8")
-        partial.replace(options.ready_file)
+def _write_ready_file(path: Path, ready: Ready) -> None:
+    document = {"url": ready.url, "pid": os.getpid(), "model": ready.model_id}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document), encoding="utf-8")
+    partial.replace(path)
 
 
 def _server_config(planned: Planned, options: ServeOptions) -> ServerConfig:

@@ -14,30 +14,43 @@ from ggufdeploy.engine.request import Ladder
 from ggufdeploy.errors import LoadFailed
 
 RUNGS_TOKENS = (64, 512)
+CPU_LIMIT_S = 2.0
+"""Without GPU layers only RAM can be short, which shows at the first prompt; larger ones are not worth a long wait."""
 _STRIDE = 7919  # a prime, so that the tokens differ and a mixture of experts uses many of them
 
 
-def climb(backend: Backend, *, n_batch: int, n_ubatch: int, on_rung: Callable[[], None] = lambda: None) -> Ladder:
+def climb(
+    backend: Backend,
+    *,
+    n_batch: int,
+    n_ubatch: int,
+    limit_s: float | None = None,
+    on_rung: Callable[[], None] = lambda: None,
+) -> Ladder:
     """Compute the proof prompts, then one token after the last, then one in every slot at once.
 
-    n_batch, n_ubatch: as loaded. on_rung: called after each batch. Leaves nothing in the KV cache. Owner thread only.
-    Raises LoadFailed.
+    n_batch, n_ubatch: as loaded. limit_s: leave out a prompt that would probably take longer, but never the first.
+    on_rung: called after each prompt. Leaves nothing in the KV cache. Owner thread only. Raises LoadFailed.
     """
     cells, slots = backend.info.context_tokens, backend.info.slots
     most = max(1, min(n_batch, cells - slots))
-    rungs = tuple(sorted({min(n_tokens, most) for n_tokens in (*RUNGS_TOKENS, n_ubatch)}))
     started = time.monotonic()
+    climbed: list[int] = []
     slowest_s = 0.0
-    for n_tokens in rungs:
+    for n_tokens in sorted({min(n_tokens, most) for n_tokens in (*RUNGS_TOKENS, n_ubatch)}):
+        if climbed and limit_s is not None and slowest_s * n_tokens / climbed[-1] > limit_s:
+            slowest_s *= most / climbed[-1]
+            break
         backend.seq_rm(0, 0)
         slowest_s = max(slowest_s, _compute(backend, [_chunk(backend, 0, 0, n_tokens)]))
+        climbed.append(n_tokens)
         on_rung()
-    _compute(backend, [_chunk(backend, 0, rungs[-1], 1)])
+    _compute(backend, [_chunk(backend, 0, climbed[-1], 1)])
     backend.seq_rm(0, 0)
     _compute(backend, [_chunk(backend, slot, 0, 1) for slot in range(slots)])
     for slot in range(slots):
         backend.seq_rm(slot, 0)
-    return Ladder(rungs, time.monotonic() - started, slowest_s)
+    return Ladder(tuple(climbed), time.monotonic() - started, slowest_s)
 
 
 def _chunk(backend: Backend, slot: int, start: int, n_tokens: int) -> Chunk:

@@ -33,6 +33,7 @@ _CUDA_REFUSAL = re.compile(r"allocating ([\d.]+) MiB on device (\d+)")
 _BUFFER_REFUSAL = re.compile(r"(?:failed|unable) to allocate (\S+) buffer(?: of size (\d+))?")
 _CUDA_ABORT = re.compile(r"current device: (\d+), in function")
 _HOST = re.compile(r"CPU\b|CPU_|.*_Host$|AMX$|BLAS$")
+_REPACKED = "CPU_REPACK"  # source: ggml/src/ggml-cpu/repack.cpp
 _DECORATION = re.compile(r"\[.*\]$|_Mapped$|_Private$")
 
 
@@ -93,8 +94,10 @@ class LoadLog:
         Weights mapped from the file count on the host in full, even the parts that were copied to a device.
         """
         totals: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+        mapped = any(name.endswith("_Mapped") for name, _ in self._summed)
         for (name, kind), n_bytes in [*self._summed.items(), *self._latest.items()]:
-            totals[_device_of(name)][kind] += n_bytes
+            again = mapped and kind == "model" and name == _REPACKED
+            totals[_device_of(name)]["repacked" if again else kind] += n_bytes
         devices = sorted(totals, key=lambda device: (device == "CPU", device))
         return tuple(
             DeviceBuffers(
@@ -102,6 +105,7 @@ class LoadLog:
                 weights_bytes=totals[device]["model"],
                 kv_bytes=totals[device]["KV"] + totals[device]["RS"] + totals[device]["state"],
                 compute_bytes=totals[device]["compute"] + totals[device]["output"],
+                repacked_bytes=totals[device]["repacked"],
             )
             for device in devices
         )

@@ -47,16 +47,21 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceBuffers(msgspec.Struct, frozen=True):
-    """Bytes llama.cpp really allocated on one device ("CUDA0"), or on the host ("CPU", all host buffers summed)."""
+    """Bytes llama.cpp really allocated on one device ("CUDA0"), or on the host ("CPU", all host buffers summed).
+
+    repacked_bytes: host weights kept a second time in another order, where the first copy is mapped from the file; not
+    part of weights_bytes.
+    """
 
     device: str
     weights_bytes: int
     kv_bytes: int
     compute_bytes: int
+    repacked_bytes: int = 0
 
 
 class Ladder(msgspec.Struct, frozen=True):
-    """The proof prompts after a load. rungs: tokens of each. slowest_s: the longest of the batches."""
+    """The proof prompts after a load. rungs: tokens of each. slowest_s: of the largest batch, measured or expected."""
 
     rungs: tuple[int, ...]
     seconds: float

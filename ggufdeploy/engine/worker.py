@@ -22,7 +22,7 @@ import msgspec
 
 from ggufdeploy.engine.backend import Backend
 from ggufdeploy.engine.engine import Engine
-from ggufdeploy.engine.ladder import climb
+from ggufdeploy.engine.ladder import CPU_LIMIT_S, climb
 from ggufdeploy.engine.messages import (
     HEADER,
     Cancel,
@@ -124,7 +124,13 @@ class Worker:
         """Load the model, prove it, and serve; the engine's thread."""
         try:
             backend = self._make_backend(config, self._report_progress, _write_line)
-            ladder = climb(backend, n_batch=config.n_batch, n_ubatch=config.n_ubatch, on_rung=self._report_alive)
+            ladder = climb(
+                backend,
+                n_batch=config.n_batch,
+                n_ubatch=config.n_ubatch,
+                limit_s=None if config.n_gpu_layers else CPU_LIMIT_S,
+                on_rung=self._report_alive,
+            )
             self._engine = Engine(backend, config, self._report_step)
             self._send(Ready(msgspec.structs.replace(backend.info, ladder=ladder)))
             self._engine.run()

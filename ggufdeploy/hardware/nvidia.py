@@ -65,6 +65,37 @@ def read_devices(nvml: Any = None) -> NvidiaReadings:
         nvml.nvmlShutdown()
 
 
+def read_process_bytes(pid: int, nvml: Any = None) -> dict[str, int]:
+    """Return what the process holds on each GPU, by the GPU's UUID; without those the driver does not tell.
+
+    nvml: a stand-in for the pynvml module. In a container the driver may know the process by another id; then nothing
+    is found. Takes some milliseconds.
+    """
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return {}
+    try:
+        found: dict[str, int] = {}
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, index)
+            for target in (*_mig_handles(nvml, handle), handle) if handle is not None else ():
+                uuid = _text(_ask(nvml, nvml.nvmlDeviceGetUUID, target))
+                running = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, target) or ()
+                held = [process.usedGpuMemory for process in running if process.pid == pid]
+                if uuid and held and None not in held:
+                    found[uuid] = sum(held)
+        return found
+    except nvml.NVMLError:
+        return {}
+    finally:
+        nvml.nvmlShutdown()
+
+
 def select_visible(
     readings: Sequence[NvidiaReading], visible: str | None
 ) -> tuple[tuple[NvidiaReading, ...], tuple[str, ...]]:

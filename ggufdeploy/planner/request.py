@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the command line reads this module's choices for --help
     from ggufdeploy.gguf.model import ModelInfo
+    from ggufdeploy.hardware.machine import Device
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 Preference = Literal["balanced", "quality", "speed"]
@@ -19,6 +20,32 @@ CONTEXT_STEP_TOKENS = 256
 def kv_cells(context_tokens: int) -> int:
     """Return the cells of a unified KV cache for this context, as llama.cpp rounds them."""
     return -(-context_tokens // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an earlier load on this machine taught about one GPU.
+
+    device: its UUID, or llama.cpp's name where it has none. extra_margin_bytes: keep this much more free than the
+    table says. when: UTC, ISO 8601.
+    """
+
+    device: str
+    extra_margin_bytes: int
+    reason: str
+    when: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All lessons of this machine; the newest of a GPU holds."""
+
+    lessons: tuple[Lesson, ...] = ()
+
+    def extra_bytes(self, device: Device) -> int:
+        """Return what this GPU needs beyond its margin; 0 when nothing was learned."""
+        known = [lesson for lesson in self.lessons if lesson.device == (device.uuid or device.name)]
+        return max(known, key=lambda lesson: lesson.when).extra_margin_bytes if known else 0
 
 
 @dataclass(frozen=True)

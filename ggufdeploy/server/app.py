@@ -15,16 +15,16 @@ from ggufdeploy.server.errors import ErrorHandlers
 from ggufdeploy.server.gate import Gate
 from ggufdeploy.server.health import health_routes
 from ggufdeploy.server.models import model_routes
-from ggufdeploy.server.state import Inflight, ServerConfig, ServerState
+from ggufdeploy.server.state import Inflight, ServerConfig, ServerState, Shown
 from ggufdeploy.server.tokenize import tokenize_routes
 
 
 def build_app(engine: EngineService, config: ServerConfig) -> Starlette:
     """Return the ASGI application. The engine may still be loading: /health says so and inference answers 503.
 
-    `app.state.inflight` is the Inflight that `run.Server` drains when it stops.
+    `app.state.inflight` is the Inflight that `run.Server` drains when it stops, `app.state.shown` what /plan shows.
     """
-    state = ServerState(engine, config, Inflight(), config.fingerprint)
+    state = ServerState(engine, config, Inflight(), Shown(config.model_id, config.plan_json))
     routes = [
         *chat_routes(state),
         *completion_routes(state),
@@ -43,5 +43,5 @@ def build_app(engine: EngineService, config: ServerConfig) -> Starlette:
         },
     )
     app.router.redirect_slashes = False
-    app.state.inflight = state.inflight
+    app.state.inflight, app.state.shown = state.inflight, state.shown
     return app

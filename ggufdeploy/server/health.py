@@ -38,7 +38,13 @@ def health_routes(state: ServerState) -> list[Route]:
         return json_response({"status": "ok"})
 
     async def plan(request: Request) -> Response:
-        return json_response({"plan": msgspec.Raw(state.config.plan_json), "actual": state.engine.status.info})
+        shown = state.shown
+        document = {
+            "plan": msgspec.Raw(shown.plan_json),
+            "actual": state.engine.status.info,
+            "memory": shown.memory,
+        }
+        return json_response(document)
 
     async def metrics(request: Request) -> Response:
         text = metrics_text(state.engine.stats, ready=state.accepting)

@@ -19,7 +19,7 @@ _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED in llama.h: asks for a random se
 
 def make_head(state: ServerState, prefix: str) -> Head:
     """Return a fresh identity for one answer: "chatcmpl-..." or "cmpl-..."."""
-    return Head(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), state.config.model_id, state.fingerprint)
+    return Head(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), state.config.model_id, state.shown.fingerprint)
 
 
 def engine_requests(

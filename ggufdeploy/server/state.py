@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.engine.service import EngineService
@@ -24,8 +24,8 @@ class ServerConfig:
 
     host: the address bound, which decides whether the Host header is checked. aliases: other names `model` may take.
     created: Unix time shown by /v1/models. max_tokens: limit of requests that name none; None is the context's edge.
-    plan_json: the plan as a JSON document. allowed_hosts: names besides the loopback ones that clients may use in the
-    Host header. allowed_origins: web origins besides the loopback ones; only these receive CORS headers.
+    plan_json: the first plan as a JSON document. allowed_hosts: names besides the loopback ones that clients may use in
+    the Host header. allowed_origins: web origins besides the loopback ones; only these receive CORS headers.
     ping_s: seconds of silence after which a stream gets a comment. send_timeout_s: a client that takes nothing for so
     long is dropped. body_timeout_s: time for a request body to arrive.
     """
@@ -51,10 +51,22 @@ class ServerConfig:
         """Every name the `model` field may hold, the model's own first."""
         return (self.model_id, *self.aliases)
 
-    @property
-    def fingerprint(self) -> str:
-        """`system_fingerprint`: changes with the model or the plan, as seeded output may."""
-        return "fp_" + hashlib.sha256(self.model_id.encode() + b"\0" + self.plan_json).hexdigest()[:12]
+
+class Shown:
+    """What GET /plan answers; replaced when the model is loaded anew. Used from the event loop alone.
+
+    memory: planned beside actual, anything msgspec encodes; None until the model is loaded. fingerprint: the
+    `system_fingerprint`, which changes with the model or the plan, as seeded output may.
+    """
+
+    def __init__(self, model_id: str, plan_json: bytes) -> None:
+        self._model_id = model_id
+        self.show(plan_json, None)
+
+    def show(self, plan_json: bytes, memory: Any) -> None:
+        """Replace both."""
+        self.plan_json, self.memory = plan_json, memory
+        self.fingerprint = "fp_" + hashlib.sha256(self._model_id.encode() + b"\0" + plan_json).hexdigest()[:12]
 
 
 class Abortable(Protocol):
@@ -103,12 +115,12 @@ class Inflight:
 
 @dataclass(frozen=True)
 class ServerState:
-    """Handed to every route. fingerprint: ServerConfig.fingerprint, computed once."""
+    """Handed to every route."""
 
     engine: EngineService
     config: ServerConfig
     inflight: Inflight
-    fingerprint: str
+    shown: Shown
 
     @property
     def accepting(self) -> bool:

@@ -132,7 +132,7 @@ def test_version(run):
 def test_completion_of_commands_imports_none():
     found = app.shell_complete(click.Context(app), "p")
     assert [(item.value, item.help) for item in found] == [
-        (name, COMMANDS[name].summary) for name in ("plan", "pull", "partials", "profiles")
+        (name, COMMANDS[name].summary) for name in ("plan", "ps", "pull", "partials", "profiles")
     ]
 
 

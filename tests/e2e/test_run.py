@@ -53,6 +53,11 @@ def test_planned_bytes_stand_beside_what_llama_cpp_allocated(deployment):
     assert plan["header_source"] == "file"
     assert plan["context_tokens"] == 4096
     assert document["actual"]["context_tokens"] == 4096
+    (host,) = document["memory"]["devices"]
+    assert host["planned"]["kv_bytes"] == host["actual"]["kv_bytes"] == plan["kv_cache"]["bytes"]
+    assert document["memory"]["process"]["rss_bytes"] > host["actual"]["weights_bytes"]
+    assert document["memory"]["warnings"] == []
+    assert 64 in document["memory"]["proof_tokens"]
 
 
 def test_health_says_503_until_the_model_answers(deployment):
@@ -83,13 +88,21 @@ def test_the_worker_dies_with_a_killed_parent(tmp_path):
         assert not alive
 
 
-def test_a_dead_worker_ends_the_command_with_a_sentence(tmp_path):
+def test_a_killed_worker_is_replaced_and_the_user_is_told(tmp_path):
     with deployed(tmp_path, "smollm2-135m", "--ctx", "512") as running:
-        for worker in running.workers():
+        before = running.workers()
+        for worker in before:
             worker.kill()
-        assert running.process.wait(20) == 1
+        deadline = time.monotonic() + 60
+        while "ready again" not in running.log.read_text():
+            assert time.monotonic() < deadline, running.log.read_text()
+            time.sleep(0.05)
+        with urllib.request.urlopen(f"{running.url}/health") as response:
+            assert response.status == 200
+        assert {worker.pid for worker in running.workers()}.isdisjoint(worker.pid for worker in before)
+        assert running.process.poll() is None
         text = running.log.read_text()
-        assert "SIGKILL" in text
+        assert "warning: The engine's process was ended by SIGKILL" in text
         assert "Traceback" not in text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from ggufdeploy.engine.backend import Decoded
@@ -51,3 +53,13 @@ def test_a_prompt_that_cannot_be_computed_fails_the_load(outcome, expected):
     with pytest.raises(LoadFailed, match="a prompt of 512 tokens") as caught:
         climb(backend, n_batch=512, n_ubatch=512)
     assert caught.value.out_of_memory is expected
+
+
+def test_without_a_gpu_a_prompt_that_would_take_too_long_is_left_out_but_reckoned_with(monkeypatch):
+    backend = FakeBackend(cells=4096, slots=1, n_batch=2048)
+    decode = backend.decode
+    monkeypatch.setattr(backend, "decode", lambda chunks: time.sleep(0.02) or decode(chunks))
+    ladder = climb(backend, n_batch=2048, n_ubatch=2048, limit_s=0.05)
+    assert ladder.rungs == (64,)
+    assert ladder.slowest_s >= 0.02 * 2048 / 64
+    assert climb(backend, n_batch=2048, n_ubatch=2048, limit_s=60.0).rungs == (64, 512, 2048)

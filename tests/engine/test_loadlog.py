@@ -100,3 +100,13 @@ def test_a_refusal_counts_until_it_is_forgotten():
     assert log.refused
     log.forget_refusal()
     assert not log.refused
+
+
+def test_weights_that_are_repacked_are_a_second_copy_only_beside_mapped_ones():
+    repacked = "load_tensors:   CPU_REPACK model buffer size =    80.00 MiB\n"
+    mapped, plain = LoadLog(), LoadLog()
+    for log, name in ((mapped, "CPU_Mapped"), (plain, "CPU")):
+        log.feed(INFO, f"load_tensors:   {name} model buffer size =    92.00 MiB\n")
+        log.feed(INFO, repacked)
+    assert mapped.buffers() == (DeviceBuffers("CPU", 92 * MIB, 0, 0, 80 * MIB),)
+    assert plain.buffers() == (DeviceBuffers("CPU", 172 * MIB, 0, 0, 0),)

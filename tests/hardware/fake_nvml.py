@@ -45,6 +45,7 @@ class FakeNvml:
         self.driver = driver
         self.init_error = init_error
         self.open_sessions = 0
+        self.processes = {}  # uuid -> [(pid, bytes or None)]
 
     def nvmlInit(self):
         if self.init_error:
@@ -70,6 +71,9 @@ class FakeNvml:
 
     def nvmlDeviceGetUUID(self, gpu):
         return gpu.uuid
+
+    def nvmlDeviceGetComputeRunningProcesses(self, gpu):
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in self.processes.get(gpu.uuid, ())]
 
     def nvmlDeviceGetMemoryInfo(self, gpu, version=1):
         if gpu.total_mib is None or (version == 2 and gpu.reserved_mib is None):

@@ -3,7 +3,14 @@ from dataclasses import replace
 import pytest
 
 from ggufdeploy.hardware.catalog import find_gpu
-from ggufdeploy.hardware.nvidia import NvidiaReading, NvidiaReadings, read_devices, select_visible, to_device
+from ggufdeploy.hardware.nvidia import (
+    NvidiaReading,
+    NvidiaReadings,
+    read_devices,
+    read_process_bytes,
+    select_visible,
+    to_device,
+)
 from tests.hardware.fake_nvml import IDLE_H100, FakeGpu, FakeNvml
 
 MIB = 1 << 20
@@ -135,3 +142,24 @@ def test_an_entry_that_names_nothing_is_mentioned():
     _, notes = select_visible(TWO, "0,7")
     assert "'7'" in notes[0]
     assert select_visible(TWO, "")[1] == ()
+
+
+def test_what_a_process_holds_is_told_per_gpu_where_the_driver_says_it():
+    first, second = replace(IDLE_H100, uuid="GPU-1"), replace(IDLE_H100, uuid="GPU-2")
+    nvml = FakeNvml([first, second])
+    nvml.processes = {"GPU-1": [(7, 100), (8, 50), (7, 1)], "GPU-2": [(7, None)]}
+    assert read_process_bytes(7, nvml) == {"GPU-1": 101}
+    assert read_process_bytes(9, nvml) == {}
+    assert nvml.open_sessions == 0
+
+
+def test_a_process_in_a_mig_instance_is_counted_there():
+    instance = FakeGpu("NVIDIA H100 MIG 1g.10gb", "MIG-1", 9856, 9800)
+    nvml = FakeNvml([replace(IDLE_H100, uuid="GPU-1", instances=[instance])])
+    nvml.processes = {"MIG-1": [(7, 100)]}
+    assert read_process_bytes(7, nvml) == {"MIG-1": 100}
+
+
+def test_a_process_is_not_looked_for_without_a_driver_nor_on_a_lost_gpu():
+    assert read_process_bytes(7, FakeNvml(init_error=FakeNvml.NVMLError_LibraryNotFound("no driver"))) == {}
+    assert read_process_bytes(7, FakeNvml([replace(IDLE_H100, broken=True)])) == {}

@@ -37,7 +37,17 @@ def test_the_plan_stands_beside_what_was_loaded(make_client):
     assert body["plan"] == {"schema_version": 1, "kv_cache": {"bytes": 5}}
     assert body["actual"]["context_tokens"] == 4096
     loading = make_client(engine=FakeEngine(phase="loading")).get("/plan").json()
-    assert loading == {"plan": {"schema_version": 1}, "actual": None}
+    assert loading == {"plan": {"schema_version": 1}, "actual": None, "memory": None}
+
+
+def test_a_plan_made_anew_is_shown_and_changes_the_fingerprint(make_client):
+    client = make_client()
+    shown = client.app.state.shown
+    before = shown.fingerprint
+    shown.show(b'{"schema_version": 1, "slots": 2}', {"gpu_share": 0.5})
+    body = client.get("/plan").json()
+    assert (body["plan"]["slots"], body["memory"]) == (2, {"gpu_share": 0.5})
+    assert shown.fingerprint != before
 
 
 def test_metrics_are_the_engines_counters(client):
