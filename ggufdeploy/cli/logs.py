@@ -43,6 +43,7 @@ def logs(name: str | None, follow: bool, out: Output) -> None:
         while follow and instance is not None and identity_of(instance.pid) == instance.identity:
             time.sleep(_LOOK_EVERY_S)
             out.write(text.read())
+        out.write(text.read())
 
 
 def _choose(name: str | None, registry: Registry) -> tuple[Path, Instance | None]:

@@ -214,9 +214,11 @@ def _voice(out: Output, drain_s: float = 0.0, *, detached: bool = False) -> Voic
     """Return what says on stderr how it goes. detached: nobody can press Ctrl-C."""
     from ggufdeploy.deploy.running import Voice
 
-    def on_lost(error: EngineError, delay_s: float) -> None:
-        soon = f"in {format_duration(delay_s)}" if delay_s else "now"
-        out.warning(f"{error.message} A new engine is started {soon}.")
+    def on_lost(error: EngineError, delay_s: float | None) -> None:
+        next_ = "Planning again with the memory that is free now."
+        if delay_s is not None:
+            next_ = f"A new engine is started {f'in {format_duration(delay_s)}' if delay_s else 'now'}."
+        out.warning(f"{error.message} {next_}")
 
     def on_changed(change: Change) -> None:
         first, *more = change.lines()

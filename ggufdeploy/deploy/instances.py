@@ -93,9 +93,10 @@ class Registry:
         found = []
         for path in sorted(self._folder.glob("*.json")):
             instance = _read(path)
-            if instance is not None and identity_of(instance.pid) == instance.identity:
+            alive = identity_of(int(path.stem)) if path.stem.isdigit() else None
+            if alive is not None and instance is not None and instance.identity == alive:
                 found.append(instance)
-            else:
+            elif alive is None or instance is not None:  # else it may be another version's
                 path.unlink(missing_ok=True)
         return sorted(found, key=lambda instance: instance.started)
 
@@ -203,7 +204,7 @@ def wait_gone(instance: Instance, timeout_s: float) -> bool:
 
 
 def _read(path: Path) -> Instance | None:
-    """Return the entry, or None for one that is damaged or of another version: it is of no use to anybody."""
+    """Return the entry, or None for one that is not there, damaged or another version's."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Instance)
     except (OSError, msgspec.DecodeError):

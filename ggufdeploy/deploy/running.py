@@ -82,12 +82,13 @@ class Voice:
     """What the user is told, called on the event loop's thread.
 
     on_progress: 0..1 of a load. on_ready: each time an engine serves. on_lost: an engine ended; the seconds until the
-    next one is started. on_changed: memory ran out and another plan is tried. on_stopping: the drain begins.
+    next one is started, None when it is planned again first. on_changed: memory ran out and another plan is tried.
+    on_stopping: the drain begins.
     """
 
     on_progress: Callable[[float], None] = lambda fraction: None
     on_ready: Callable[[Ready], None] = lambda ready: None
-    on_lost: Callable[[EngineError, float], None] = lambda error, delay_s: None
+    on_lost: Callable[[EngineError, float | None], None] = lambda error, delay_s: None
     on_changed: Callable[[Change], None] = lambda change: None
     on_stopping: Callable[[], None] = lambda: None
 
@@ -173,7 +174,7 @@ class _Session:
         self._telling.add(task)
         task.add_done_callback(self._told)
 
-    def lost(self, error: EngineError, delay_s: float) -> None:
+    def lost(self, error: EngineError, delay_s: float | None) -> None:
         """An engine ended."""
         self._entry.update(phase="restarting", memory=None)
         self._voice.on_lost(error, delay_s)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -16,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-import ggufdeploy
 from ggufdeploy.engine import ending
 from ggufdeploy.engine.loadlog import KEPT_LINES
 from ggufdeploy.engine.messages import (
@@ -37,9 +33,9 @@ from ggufdeploy.engine.messages import (
     unpack_length,
     unpack_report,
 )
-from ggufdeploy.engine.parent import child_environment
 from ggufdeploy.engine.request import EngineConfig, Event, Failed, Finished, GenerateRequest, Started, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
+from ggufdeploy.engine.spawn import WORKER, spawn_worker
 from ggufdeploy.errors import (
     BadRequest,
     ContextOverflow,
@@ -49,7 +45,6 @@ from ggufdeploy.errors import (
     Overloaded,
 )
 
-WORKER = "ggufdeploy.engine.worker"
 _RETRY_WHILE_LOADING_S = 2.0
 _RETRY_WHEN_FULL_S = 5.0
 _EXIT_TIMEOUT_S = 10.0
@@ -233,23 +228,7 @@ class EngineClient:
     # The worker's life. `supervisor` starts another one after a crash.
 
     async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._worker,
-                f"--fd={theirs.fileno()}",
-                f"--parent={os.getpid()}",
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                # `-m` imports from the working directory first: let that be ours, not whatever the user is in.
-                cwd=Path(ggufdeploy.__file__).parents[1],
-                env=child_environment(),
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._process, reader, self._writer = await spawn_worker(self._worker)
         config = msgspec.structs.replace(self._config, model_path=str(Path(self._config.model_path).absolute()))
         self._send(Load(config))
         self._watching = asyncio.ensure_future(self._watch(reader))

@@ -14,7 +14,7 @@ from ggufdeploy.engine.request import Ladder
 from ggufdeploy.errors import LoadFailed
 
 RUNGS_TOKENS = (64, 512)
-CPU_LIMIT_S = 2.0
+CPU_LIMIT_S = 1.0
 """Without GPU layers only RAM can be short, which shows at the first prompt; larger ones are not worth a long wait."""
 _STRIDE = 7919  # a prime, so that the tokens differ and a mixture of experts uses many of them
 

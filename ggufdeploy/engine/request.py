@@ -193,7 +193,10 @@ Event = Accepted | Started | Delta | Finished | Failed
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. kv_cells_used: cells held by running requests and by cached prefixes."""
+    """A snapshot. kv_cells_used: cells held by running requests and by cached prefixes.
+
+    The totals are those of one worker and begin again with the next; restarts_total counts these.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -204,3 +207,4 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens_total: int = 0
     requests_total: int = 0
     steps_total: int = 0
+    restarts_total: int = 0

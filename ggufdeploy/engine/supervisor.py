@@ -13,9 +13,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
-from ggufdeploy.engine.client import WORKER, EngineClient, NotBegun, Patience
+import msgspec
+
+from ggufdeploy.engine.client import EngineClient, NotBegun, Patience
 from ggufdeploy.engine.request import Accepted, EngineConfig, EngineInfo, Event, GenerateRequest, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
+from ggufdeploy.engine.spawn import WORKER
 from ggufdeploy.errors import EngineCrashed, EngineError, GgufdeployError, LoadFailed, Overloaded
 
 Replan = Callable[[EngineError], Awaitable[EngineConfig]]
@@ -44,11 +47,11 @@ class RestartPolicy:
 @dataclass(frozen=True)
 class Hooks:
     """Called on the event loop. on_progress: 0..1 of a load. on_ready: a worker serves. on_lost: the error, and
-    the seconds until the next worker is started."""
+    the seconds until the next worker is started; None when that is planned again first."""
 
     on_progress: Callable[[float], None] = lambda fraction: None
     on_ready: Callable[[EngineInfo], None] = lambda info: None
-    on_lost: Callable[[EngineError, float], None] = lambda error, delay_s: None
+    on_lost: Callable[[EngineError, float | None], None] = lambda error, delay_s: None
 
 
 class Supervisor:
@@ -103,7 +106,7 @@ class Supervisor:
     def stats(self) -> Stats:
         if self._client is None:
             return Stats(slots=self._config.slots, kv_cells=self._config.context_tokens)
-        return self._client.stats
+        return msgspec.structs.replace(self._client.stats, restarts_total=self._n_restarts)
 
     @property
     def pid(self) -> int | None:
@@ -223,7 +226,7 @@ class Supervisor:
                 log=error.log,
                 hint="free memory and run it again, or ask for less: --ctx, --slots, --kv-type q8_0, a smaller --quant",
             )
-        self._hooks.on_lost(error, 0.0)
+        self._hooks.on_lost(error, None)
         self._config = await self._unless_stopped(self._replan(error))
         self._n_restarts += 1
 

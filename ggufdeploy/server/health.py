@@ -24,6 +24,7 @@ _METRICS = (
     ("completion_tokens_total", "counter", "Tokens generated.", "completion_tokens_total"),
     ("requests_total", "counter", "Requests accepted.", "requests_total"),
     ("steps_total", "counter", "Batches decoded.", "steps_total"),
+    ("engine_restarts_total", "counter", "Engines started after the first one.", "restarts_total"),
 )
 
 

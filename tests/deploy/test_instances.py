@@ -90,12 +90,14 @@ def test_the_only_one_needs_no_name_and_none_is_said(registry):
     assert len(registry.find(None)) == 1
 
 
-def test_a_damaged_entry_is_dropped(settings, registry):
+def test_a_damaged_entry_is_dropped_but_not_while_its_process_lives(settings, registry):
     folder = settings.state_dir / "running"
     folder.mkdir(parents=True)
-    (folder / "1.json").write_text("{")
+    gone, alive = folder / f"{2**22 + 1}.json", folder / f"{os.getpid()}.json"
+    for path in (gone, alive):
+        path.write_text('{"of": "another version"}')
     assert registry.all() == []
-    assert not (folder / "1.json").exists()
+    assert (gone.exists(), alive.exists()) == (False, True)
 
 
 def test_logs_are_private_found_by_name_and_the_oldest_go(registry):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import signal
+import threading
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ggufdeploy.deploy import lessons
+from ggufdeploy.deploy.instances import registered
 from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.planning import Planned, Wish, make
 from ggufdeploy.deploy.recovery import Change, Deployment
-from ggufdeploy.deploy.running import Voice, answer
+from ggufdeploy.deploy.running import Ready, ServeOptions, Voice, answer, listen, serve
 from ggufdeploy.errors import DoesNotFit, LoadFailed
 from ggufdeploy.hardware.machine import Device, Machine
 from ggufdeploy.planner.plan import Plan
@@ -159,3 +166,45 @@ def test_a_device_that_has_less_than_it_says_is_loaded_with_what_it_has(demo_mod
     assert change.refusal.asked_bytes > 85 * MIB
     assert 0 < deployment.planned.plan.placement.n_gpu_layers < planned.plan.placement.n_gpu_layers
     assert lessons.load(settings).lessons[0].extra_margin_bytes == 100 * MIB
+
+
+def test_a_server_that_ran_out_of_memory_serves_and_shows_the_plan_in_force(demo_model, settings):
+    """The whole way: refused, planned again, loaded, served, with planned and actual side by side."""
+    ready: list[Ready] = []
+    changes: list[Change] = []
+    documents: list[dict[str, Any]] = []
+
+    def ask_and_stop(url: str) -> None:
+        documents.append(_get(f"{url}/plan"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def look(now: Ready) -> None:
+        ready.append(now)
+        threading.Thread(target=ask_and_stop, args=(now.url,)).start()
+
+    with rpc_device(memory_bytes=85 * MIB) as endpoint:
+        host = machine(150 * MIB, total_bytes=5000 * MIB)
+        planned = plan_for(demo_model, host, WISH, endpoint)
+        deployment = Deployment(planned, demo_model, settings, rpc_endpoints=(endpoint,), read_machine=lambda: host)
+        options = ServeOptions(port=0)
+        voice = Voice(on_ready=look, on_changed=changes.append)
+        with listen(options) as sock, registered(settings, model="m", ref="m", log=None) as entry:
+            code = asyncio.run(serve(deployment, options, sock, voice, entry))
+    assert code == 0
+    assert (len(ready), len(changes)) == (1, 1)
+    truth = ready[0].truth
+    assert truth.warnings == ()
+    assert 0 < truth.gpu_share < 1
+    device, ram = truth.devices
+    assert device.actual.total_bytes == pytest.approx(device.planned.total_bytes, abs=0.01 * MIB)
+    assert ram.actual.total_bytes == pytest.approx(ram.planned.total_bytes, abs=0.02 * MIB)
+    assert truth.proof_tokens == (64, 128)
+    (document,) = documents
+    assert document["plan"]["placement"]["n_gpu_layers"] == changes[0].after.placement.n_gpu_layers
+    assert document["memory"]["devices"][0]["actual"]["kv_bytes"] == device.actual.kv_bytes
+    assert document["actual"]["ladder"]["rungs"] == [64, 128]
+
+
+def _get(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return json.load(response)

@@ -114,8 +114,3 @@ def test_a_killed_server_is_no_longer_listed_and_its_log_stays(home):
     assert home.json("ps")["running"] == []
     assert home("ps").stderr.startswith("no model runs here")
     assert "ready in" in home("logs").stdout
-
-
-def test_serving_in_the_background_excludes_answering_once(home):
-    done = home("run", "smollm2-135m", "--detach", "--prompt", "Hi", code=2)
-    assert "--prompt does not" in done.stderr

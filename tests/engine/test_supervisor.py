@@ -49,7 +49,7 @@ class Watched:
     def __init__(self, config: EngineConfig, **options: object) -> None:
         self.config = msgspec.structs.replace(config, context_tokens=512, slots=2)
         self.plans = Plans(self.config)
-        self.lost: list[tuple[EngineError, float]] = []
+        self.lost: list[tuple[EngineError, float | None]] = []
         self.n_ready = 0
         self._options = {"policy": QUICK, **options}
 
