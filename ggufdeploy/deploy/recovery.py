@@ -30,14 +30,18 @@ _STEADY_SHARE = 100
 
 @dataclass(frozen=True)
 class Change:
-    """What a refusal led to. free_bytes: of the device now. learned_bytes: what it keeps free from now on beyond its
-    margin; None when other programs had taken the memory. hint: a better way, by command."""
+    """What a refusal led to.
+
+    free_bytes: of the device now. learned_bytes: what it keeps free from now on beyond its margin; None when other
+    programs had taken the memory. remembered: that is also on the disk. hint: a better way, by command.
+    """
 
     before: Plan
     after: Plan
     refusal: Refusal
     free_bytes: int | None
     learned_bytes: int | None
+    remembered: bool
     hint: str | None
 
     def lines(self) -> list[str]:
@@ -53,7 +57,8 @@ class Change:
         lines.append(f"before: {_placed(self.before)}")
         lines.append(f"now: {_placed(self.after)}")
         if self.learned_bytes is not None:
-            lines.append(f"remembered for next time: {format_bytes(self.learned_bytes)} more stay free on {device}")
+            when = "remembered for next time" if self.remembered else "for as long as this runs"
+            lines.append(f"{when}: {format_bytes(self.learned_bytes)} more stay free on {device}")
         return lines
 
 
@@ -75,6 +80,7 @@ class Deployment:
         self.planned, self.path = planned, path
         self._settings, self._rpc_endpoints, self._read_machine = settings, rpc_endpoints, read_machine
         self._proven = False
+        self._unsaved_bytes = 0  # a lesson the disk would not take
 
     @property
     def config(self) -> EngineConfig:
@@ -107,12 +113,17 @@ class Deployment:
             self._proven = False
         plan = replace(after.plan, model=before.plan.model, quantization=before.plan.quantization)
         self.planned = replace(before, plan=plan, machine=after.machine)
-        return Change(before.plan, plan, refusal, free_bytes, learned, self._better(machine))
+        remembered = learned is not None and not self._unsaved_bytes
+        return Change(before.plan, plan, refusal, free_bytes, learned, remembered, self._better(machine))
 
     def _learn(self, device: Device, error: EngineError) -> int:
-        known = lessons.load(self._settings).extra_bytes(device)
+        known = max(lessons.load(self._settings).extra_bytes(device), self._unsaved_bytes)
         extra = 2 * known or max(device.total_bytes // _LESSON_SHARE, MIB)
-        lessons.remember(self._settings, device, extra, f"{self.planned.plan.model.ref}: {error.message}"[:500])
+        self._unsaved_bytes = 0
+        try:
+            lessons.remember(self._settings, device, extra, f"{self.planned.plan.model.ref}: {error.message}"[:500])
+        except OSError:  # a state directory that cannot be written: `Change.remembered` tells the user
+            self._unsaved_bytes = extra
         return extra
 
     def _make(self, machine: Machine, error: EngineError) -> Planned:
@@ -138,7 +149,7 @@ class Deployment:
 
     def _plan(self, source: Source, wish: Wish, machine: Machine) -> Planned:
         learned = lessons.load(self._settings)
-        extra = max((learned.extra_bytes(device) for device in machine.devices), default=0)
+        extra = max((learned.extra_bytes(device) for device in machine.devices), default=0) or self._unsaved_bytes
         wish = replace(wish, reserve_bytes=wish.reserve_bytes + extra)
         return make(source, self.planned.plan.model.ref, wish, machine, rpc_endpoints=self._rpc_endpoints)
 

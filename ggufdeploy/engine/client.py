@@ -252,8 +252,10 @@ class EngineClient:
     async def _guard(self) -> None:
         """End a worker that says nothing although something is asked of it."""
         while True:
-            limit_s = self._silence_limit_s()
+            limit_s, asked = self._silence_limit_s(), time.monotonic()
             await asyncio.sleep(min(limit_s / 10, 1.0))
+            if time.monotonic() - asked > 1.0 + limit_s / 10:  # we were stopped ourselves, by Ctrl-Z or a debugger
+                self._last_sign = time.monotonic()
             silent_s = time.monotonic() - self._last_sign
             if silent_s > limit_s and (self._is_busy or self._status.phase == "loading"):
                 self._hung_s = silent_s

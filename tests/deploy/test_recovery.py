@@ -100,6 +100,19 @@ def test_each_further_refusal_doubles_the_lesson(deploy, settings):
     assert on_device(deployment.planned.plan) <= 74 * MIB
 
 
+def test_a_lesson_that_cannot_be_saved_holds_for_as_long_as_it_runs(deploy, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lessons, "remember", full)
+    deployment = deploy(90, 90)
+    first, second = deployment.plan_again(REFUSED), deployment.plan_again(REFUSED)
+    assert (first.learned_bytes, second.learned_bytes) == (4 * MIB, 8 * MIB)
+    assert not first.remembered
+    assert on_device(second.after) <= 82 * MIB
+    assert first.lines()[-1] == "for as long as this runs: 4.0 MiB more stay free on RPC0"
+
+
 def test_memory_taken_by_others_is_no_lesson(deploy, settings):
     change = deploy(90, 60).plan_again(REFUSED)
     assert change.learned_bytes is None
