@@ -18,6 +18,7 @@
     ├── PortBusy
     ├── EngineError         llama.cpp refused, or its process died
     │   ├── NoDryRun        this build of llama.cpp cannot measure without loading
+    │   │   └── DryRunDied  it crashed, hung, or wanted too much memory
     │   ├── LoadFailed
     │   └── EngineCrashed
     └── RequestError        one inference request is wrong or cannot be served
@@ -205,6 +206,10 @@ class EngineError(GgufdeployError):
 
 class NoDryRun(EngineError):
     """This build of llama.cpp cannot say how much memory a configuration takes without loading it."""
+
+
+class DryRunDied(NoDryRun):
+    """The process of a dry run crashed, hung or wanted too much memory; formulas can stand in for its answer."""
 
 
 class LoadFailed(EngineError):

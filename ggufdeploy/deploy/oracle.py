@@ -79,13 +79,9 @@ class EngineMemory:
     def _ask(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> Usage:
         answer = self._answer(request, placement)
         devices = _match(answer, placement, self._machine)
-        # Host weights that the CPU backend repacks are missing from the host record: take the remainder.
-        on_devices = sum(part.weights_bytes for part in devices)
-        held = model.total_bytes + (model.output_bytes if model.tied_embeddings and on_devices else 0)
         # The rows of logits are not part of llama.cpp's own account.
         compute = answer.host.compute_bytes + output_bytes(model, request)
-        host = DeviceUsage(max(held - on_devices, 0), answer.host.kv_bytes, compute)
-        return Usage(devices, host, "engine")
+        return Usage(devices, DeviceUsage(answer.host.weights_bytes, answer.host.kv_bytes, compute), "engine")
 
 
 def _match(answer: DryRunAnswer, placement: Placement, machine: Machine) -> tuple[DeviceUsage, ...]:

@@ -2,8 +2,7 @@
 
 `DryRun` keeps one child process that answers questions: a load with `no_alloc` and a context, measured per device, in
 about 0.2 s. It runs on a ghost (a GGUF header, sparse up to the file's size), so a 60 GB model costs 55 MB of memory.
-The child is expendable: a header that aborts llama.cpp is an EngineError here.
-Source: llama.cpp common/fit.h (common_get_device_memory_data), exported by libllama-common.
+The child is expendable: whatever a header does to llama.cpp there is an EngineError here.
 """
 
 from __future__ import annotations
@@ -11,26 +10,37 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
 import ggufdeploy
+from ggufdeploy.engine.breakdown import Breakdown, BufferBytes
+from ggufdeploy.engine.loadlog import LoadLog, tells_out_of_memory
 from ggufdeploy.engine.native import Native
-from ggufdeploy.engine.parameters import context_params, model_params
-from ggufdeploy.engine.parent import child_environment
+from ggufdeploy.engine.parameters import Params, context_params, model_params
+from ggufdeploy.engine.parent import child_environment, end_with_parent
 from ggufdeploy.engine.request import EngineConfig
-from ggufdeploy.errors import EngineError, NoDryRun
+from ggufdeploy.errors import DryRunDied, EngineError, NoDryRun
+from ggufdeploy.units import format_bytes
 
 TIMEOUT_S = 60.0
 """Per question. The first one also initialises the GPUs, which takes seconds on machines with many."""
-_DATA_LIMIT_BYTES = 8 << 30
+MEMORY_LIMIT_BYTES = 8 << 30
+"""Resident. The state of recurrent layers is the one thing a dry run allocates: 0.1 GB per slot for the largest."""
+_WATCH_INTERVAL_S = 0.05
+_LAST_WORDS_S = 2.0  # from the end of its output to the end of a process
+_MOST_LOG_BYTES = 256 << 20
 _LOG_BYTES = 64 << 10  # the end of the child's stderr; a hostile header may make llama.cpp talk a lot
-_LOG_INFO = 2  # source: llama.cpp ggml/include/ggml.h, GGML_LOG_LEVEL_INFO
+_LOG_LINES = 20
+_DIED_HINT = "the file may be damaged or hostile: compare its checksum, or take it from another source"
+_REFUSED_HINT = "see the engine's version and what it can do: ggufdeploy doctor"
 
 
 class DeviceMemory(msgspec.Struct, frozen=True):
@@ -45,9 +55,9 @@ class DeviceMemory(msgspec.Struct, frozen=True):
 
 
 class DryRunAnswer(msgspec.Struct, frozen=True):
-    """devices: GPU-type devices in llama.cpp's order. host: all host buffers together.
+    """devices: GPU-type devices in llama.cpp's order. host: all host buffers together, also repacked weights.
 
-    Host weights that the CPU backend would repack are missing from `host.weights_bytes`; the tensor table has them.
+    Not in it: the rows of logits (`planner.memory.output_bytes`), and what compute threads take while they work.
     """
 
     devices: tuple[DeviceMemory, ...]
@@ -57,7 +67,9 @@ class DryRunAnswer(msgspec.Struct, frozen=True):
 class _Reply(msgspec.Struct, frozen=True):
     answer: DryRunAnswer | None = None
     error: str | None = None
-    unavailable: bool = False
+    log: tuple[str, ...] = ()
+    hint: str | None = None
+    kind: str = ""
 
 
 class DryRun:
@@ -79,34 +91,23 @@ class DryRun:
     def ask(self, config: EngineConfig) -> DryRunAnswer:
         """Return the bytes `config` takes per device.
 
-        Raises EngineError when llama.cpp refuses the model, aborts, or does not answer in TIMEOUT_S; the next question
-        then gets a fresh child.
+        Raises EngineError when llama.cpp refuses the model or the question, NoDryRun when this build cannot measure,
+        and of those DryRunDied when the child crashes, does not answer in TIMEOUT_S or takes more memory than
+        MEMORY_LIMIT_BYTES; the next question then gets a fresh child.
         """
         child = self._child or self._start()
-        assert child.stdin is not None
-        assert child.stdout is not None
-        answered = True
-        try:
-            config = msgspec.structs.replace(config, model_path=str(Path(config.model_path).absolute()))
-            child.stdin.write(msgspec.json.encode(config) + b"\n")
-            child.stdin.flush()
-            answered = bool(select.select([child.stdout], [], [], TIMEOUT_S)[0])
-            line = child.stdout.readline() if answered else b""
-        except BrokenPipeError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise self._died(timed_out=not answered)
-        reply = msgspec.json.decode(line, type=_Reply)
-        if reply.unavailable:
-            raise NoDryRun(reply.error or "no dry run")
-        if reply.answer is None:
-            raise EngineError(f"llama.cpp refused the question of a dry run: {reply.error}")
-        return reply.answer
+        config = msgspec.structs.replace(config, model_path=str(Path(config.model_path).absolute()))
+        reply = self._receive(child, msgspec.json.encode(config) + b"\n")
+        if reply.answer is not None:
+            return reply.answer
+        kinds: dict[str, type[EngineError]] = {"no_dry_run": NoDryRun, "died": DryRunDied}
+        raise kinds.get(reply.kind, EngineError)(reply.error or "", log=reply.log, hint=reply.hint)
 
     def _start(self) -> subprocess.Popen[bytes]:
         # `-m` imports from the working directory first: let that be ours, not whatever the user is in.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "ggufdeploy.engine.dryrun"],
+            [sys.executable, "-m", "ggufdeploy.engine.dryrun", str(os.getpid())],
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -115,20 +116,53 @@ class DryRun:
         )
         return self._child
 
-    def _died(self, *, timed_out: bool) -> EngineError:
+    def _receive(self, child: subprocess.Popen[bytes], question: bytes) -> _Reply:
+        """Send a question and return the child's line, watching its time and memory. Raises DryRunDied."""
+        assert child.stdin is not None
+        assert child.stdout is not None
+        deadline, line = time.monotonic() + TIMEOUT_S, b""
+        try:
+            child.stdin.write(question)
+            while not line.endswith(b"\n"):
+                if time.monotonic() > deadline:
+                    raise self._died(f"did not answer within {TIMEOUT_S:.0f} s")
+                if _resident_bytes(child.pid) > MEMORY_LIMIT_BYTES:
+                    raise self._died(f"took more than {format_bytes(MEMORY_LIMIT_BYTES)} of memory")
+                if select.select([child.stdout], [], [], _WATCH_INTERVAL_S)[0]:
+                    part = child.stdout.read(1 << 20)
+                    if not part:
+                        raise self._died()
+                    line += part
+            return msgspec.json.decode(line, type=_Reply)
+        except BrokenPipeError as error:
+            raise self._died() from error
+        except msgspec.DecodeError as error:
+            raise self._died("gave an answer that is none") from error
+
+    def _died(self, reason: str | None = None) -> DryRunDied:
+        """End the child and return what to raise. reason: what it did; None: its own end and last words tell."""
         child = self._child
         assert child is not None
-        child.kill()
-        code = child.wait()
+        try:
+            code = child.wait(_LAST_WORDS_S if reason is None else 0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            code = child.wait()
+        log = self._last_lines()
+        self._end()
+        if reason is None:
+            reason = f"ended with {_status(code)}"
+            if tells_out_of_memory(log):
+                reason = f"could not get the memory it asked for, and {reason}"
+            elif cause := next((line for line in reversed(log) if "GGML_ASSERT" in line or "what():" in line), None):
+                reason += f": {cause}"
+        return DryRunDied(f"llama.cpp's dry run of this model {reason}", log=log, hint=_DIED_HINT)
+
+    def _last_lines(self) -> list[str]:
         end = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(end - _LOG_BYTES, 0))
-        log = [line for line in self._stderr.read().decode("utf-8", "replace").splitlines() if line.strip()][-20:]
-        self._end()
-        if timed_out:
-            return EngineError(f"llama.cpp's dry run did not answer within {TIMEOUT_S:.0f} s", log=log)
-        reason = next((line for line in reversed(log) if "error loading" in line), f"it ended with status {code}")
-        hint = "see the engine's version and what it can do: ggufdeploy doctor"
-        return EngineError(f"llama.cpp cannot load this model: {reason}", log=log, hint=hint)
+        text = self._stderr.read().decode("utf-8", "replace")
+        return [line for line in text.splitlines() if line.strip()][-_LOG_LINES:]
 
     def _end(self) -> None:
         child, self._child = self._child, None
@@ -142,101 +176,136 @@ class DryRun:
         child.wait()
 
 
-class _Vector(ctypes.Structure):
-    """std::vector on the Itanium ABI: three pointers. Read only; a few bytes per question are not freed."""
-
-    _fields_ = (("begin", ctypes.c_void_p), ("end", ctypes.c_void_p), ("capacity", ctypes.c_void_p))
-
-    def __len__(self) -> int:
-        return (self.end or 0) - (self.begin or 0)
+def _status(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
 
 
-class _Record(ctypes.Structure):
-    """`common_device_memory_data` in llama.cpp common/fit.h."""
-
-    _fields_ = (
-        ("total", ctypes.c_int64),
-        ("free", ctypes.c_int64),
-        ("model", ctypes.c_size_t),
-        ("context", ctypes.c_size_t),
-        ("compute", ctypes.c_size_t),
-    )
+def _resident_bytes(pid: int) -> int:
+    """Return the memory a process holds, 0 where /proc does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 class _Oracle:
-    """The exported C++ function. Lives in the child only."""
+    """llama.cpp with weights left out. Lives in the child only."""
 
-    _SYMBOL = (
-        "_Z29common_get_device_memory_dataPKcPK18llama_model_paramsPK20llama_context_params"
-        "RSt6vectorIP19ggml_backend_deviceSaIS9_EERjSD_SD_14ggml_log_level"
-    )
-
-    def __init__(self, rpc_endpoints: tuple[str, ...]) -> None:
+    def __init__(self) -> None:
         try:
-            import llama_cpp
             from llama_cpp import llama_cpp as api
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: its shared library does not load
             raise NoDryRun(f"llama-cpp-python cannot be loaded, so no dry run: {error}") from error
-        package = Path(llama_cpp.__file__).parent
-        found = [path for folder in (package.parent, package) for path in (folder / "lib").glob("libllama-common.*")]
-        if not found:
-            raise NoDryRun("this build of llama-cpp-python has no libllama-common, so no dry run")
-        try:
-            self._call = ctypes.CDLL(str(found[0]))[self._SYMBOL]
-        except (OSError, AttributeError) as error:
-            raise NoDryRun(f"{found[0].name} has not the dry run of the pinned llama.cpp: {error}") from error
-        self._call.restype = _Vector
         api.llama_backend_init()
-        self._native = Native(api)
-        self._name = self._native.short("ggml_backend_dev_name", ctypes.c_char_p, "p")
-        for endpoint in rpc_endpoints:
-            self._native.add_rpc_device(endpoint)
+        self._api, self._native = api, Native(api)
+        self._breakdown = Breakdown(self._native)
+        self._dev_name = self._native.short("ggml_backend_dev_name", ctypes.c_char_p, "p")
+        self._log = LoadLog()
+        self._native.set_log(self._feed)
 
     def ask(self, config: EngineConfig) -> DryRunAnswer:
-        """Answer one question; a refused model ends the process (a C++ exception nobody catches)."""
-        model, context = model_params(self._native, config), context_params(self._native, config)
-        devices, counters = _Vector(), [ctypes.c_uint32() for _ in range(3)]
-        result: _Vector = self._call(
-            config.model_path.encode(),
-            ctypes.byref(model.value),
-            ctypes.byref(context.value),
-            ctypes.byref(devices),
-            *(ctypes.byref(counter) for counter in counters),
-            ctypes.c_int(_LOG_INFO),
-        )
-        records = (_Record * (len(result) // ctypes.sizeof(_Record))).from_address(result.begin)
-        count = len(devices) // ctypes.sizeof(ctypes.c_void_p)
-        pointers = (ctypes.c_void_p * count).from_address(devices.begin) if count else ()
-        names = [self._name(pointer).decode() for pointer in pointers]
-        parts = [_memory(name, record) for name, record in zip([*names, "CPU"], records, strict=True)]
-        return DryRunAnswer(tuple(parts[:-1]), parts[-1])
+        """Answer one question. Raises EngineError, NoDryRun; some headers end the process instead."""
+        for endpoint in config.rpc_endpoints:
+            self._native.add_rpc_device(endpoint)
+        self._log = LoadLog(_write_line)
+        memory = self._free_memory(with_gpus=bool(config.n_gpu_layers))
+        params = model_params(self._native, config)
+        params.value.no_alloc, params.value.load_mode = True, self._api.LLAMA_LOAD_MODE_NONE
+        model = self._api.llama_model_load_from_file(config.model_path.encode(), params.value)
+        if not model:
+            raise self._refused("load this model")
+        try:
+            parts, used = self._measure(model, config), self._devices(model)
+        finally:
+            self._api.llama_model_free(model)
+        records = [_sum(name, *memory[name], parts) for name in (*used, "CPU")]
+        return DryRunAnswer(tuple(records[:-1]), records[-1])
+
+    def _measure(self, model: int, config: EngineConfig) -> tuple[BufferBytes, ...]:
+        params: Params = context_params(self._native, config)
+        context = self._api.llama_init_from_model(model, params.value)
+        if not context:
+            raise self._refused("make a context for this model")
+        parts = self._breakdown.read(context)
+        self._api.llama_free(context)
+        return parts
+
+    def _devices(self, model: int) -> list[str]:
+        """Return the names of the GPU-type devices the model uses. Source: llama.cpp src/llama-ext.h."""
+        count = self._native.short("_Z21llama_model_n_devicesPK11llama_model", ctypes.c_int32, "p")(model)
+        get = self._native.short("_Z22llama_model_get_devicePK11llama_modeli", ctypes.c_void_p, "pi")
+        return [self._dev_name(get(model, index)).decode() for index in range(count)]
+
+    def _free_memory(self, *, with_gpus: bool) -> dict[str, tuple[int, int]]:
+        """Return (total, free) bytes per device, before this model takes anything. Looking at a GPU initialises it."""
+        native, found = self._native, {}
+        get = native.short("ggml_backend_dev_get", ctypes.c_void_p, "n")
+        is_cpu = native.short("ggml_backend_dev_type", ctypes.c_int32, "p")
+        read = native.long("ggml_backend_dev_memory", None, "ppp")
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        for index in range(native.short("ggml_backend_dev_count", ctypes.c_size_t, "")()):
+            device = get(index)
+            if with_gpus or is_cpu(device) == 0:
+                read(device, ctypes.byref(free), ctypes.byref(total))
+                found[self._dev_name(device).decode()] = (total.value, free.value)
+        return found
+
+    def _feed(self, level: int, text: str) -> None:
+        self._log.feed(level, text)
+
+    def _refused(self, what: str) -> EngineError:
+        log = tuple(self._log.lines)[-_LOG_LINES:]
+        if tells_out_of_memory(log):
+            message = "llama.cpp's dry run of this model could not get the memory it asked for"
+            return DryRunDied(message, log=log, hint=_DIED_HINT)
+        reason = self._log.first_error or "it does not say why"
+        return EngineError(f"llama.cpp cannot {what}: {reason}", log=log, hint=_REFUSED_HINT)
 
 
-def _memory(name: str, record: _Record) -> DeviceMemory:
-    return DeviceMemory(name, record.total, record.free, record.model, record.context, record.compute)
+def _sum(name: str, total_bytes: int, free_bytes: int, parts: tuple[BufferBytes, ...]) -> DeviceMemory:
+    mine = [part for part in parts if part.device == name]
+    return DeviceMemory(
+        name,
+        total_bytes,
+        free_bytes,
+        sum(part.weights_bytes for part in mine),
+        sum(part.kv_bytes for part in mine),
+        sum(part.compute_bytes for part in mine),
+    )
 
 
-def _limit_memory() -> None:
-    """Bound the child's heap. Not with a GPU driver: CUDA maps far more address space than it uses."""
+def _write_line(line: str) -> None:
+    os.write(2, (line + "\n").encode("utf-8", errors="replace"))
+
+
+def _limit_resources() -> None:
+    """Bound what a header can make this process take; where memory runs out anyway, this process goes first."""
     import resource
 
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MOST_LOG_BYTES, _MOST_LOG_BYTES))
+    # Not with a GPU driver: CUDA maps far more address space than it uses. The parent watches the resident memory.
     if not Path("/dev/nvidiactl").exists():
-        resource.setrlimit(resource.RLIMIT_DATA, (_DATA_LIMIT_BYTES, _DATA_LIMIT_BYTES))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    if Path("/proc/self/oom_score_adj").exists():
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def main() -> None:
     """Answer EngineConfig lines on stdin with _Reply lines on stdout until stdin closes."""
+    end_with_parent(int(sys.argv[1]))
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever the library prints must not mix with the answers
-    _limit_memory()
+    _limit_resources()
     oracle: _Oracle | None = None
     for line in sys.stdin.buffer:
         try:
             config = msgspec.json.decode(line, type=EngineConfig)
-            oracle = oracle or _Oracle(config.rpc_endpoints)
+            oracle = oracle or _Oracle()
             reply = _Reply(answer=oracle.ask(config))
         except EngineError as error:
-            reply = _Reply(error=error.message, unavailable=isinstance(error, NoDryRun))
+            kind = "died" if isinstance(error, DryRunDied) else "no_dry_run" if isinstance(error, NoDryRun) else ""
+            reply = _Reply(error=error.message, log=error.log, hint=error.hint, kind=kind)
         out.write(msgspec.json.encode(reply) + b"\n")
         out.flush()
 

@@ -17,7 +17,7 @@ from ggufdeploy.errors import LoadFailed
 
 _CONNECT_TIMEOUT_S = 10.0
 
-_TYPES = {"p": ctypes.c_void_p, "s": ctypes.c_char_p, "i": ctypes.c_int32, "b": ctypes.c_bool}
+_TYPES = {"p": ctypes.c_void_p, "s": ctypes.c_char_p, "i": ctypes.c_int32, "b": ctypes.c_bool, "n": ctypes.c_size_t}
 
 # llama.cpp keeps the log callback for as long as the process lives, so it may never be collected.
 _log_callbacks: list[Any] = []
@@ -39,7 +39,7 @@ class Native:
         self._rpc_endpoints: set[str] = set()
 
     def short(self, name: str, result: Any, arguments: str) -> Callable[..., Any]:
-        """Bind a function that returns at once, keeping the GIL; `arguments` spells the types: p s i b."""
+        """Bind a function that returns at once, keeping the GIL; `arguments` spells the types: p s i b n."""
         return _bound(self._with_gil, name, result, arguments)
 
     def long(self, name: str, result: Any, arguments: str) -> Callable[..., Any]:

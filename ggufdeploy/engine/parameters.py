@@ -80,15 +80,15 @@ def model_params(native: Native, config: EngineConfig, on_progress: Callable[[fl
 
 
 def context_params(native: Native, config: EngineConfig) -> Params:
-    """Return llama_context_params: one unified KV cache, and room for one row of logits per slot."""
+    """Return llama_context_params; without `n_outputs_max`, room for one row of logits per slot."""
     params = native.api.llama_context_default_params()
     params.n_ctx = config.context_tokens
     params.n_batch = config.n_batch
     params.n_ubatch = config.n_ubatch
     params.n_seq_max = config.slots
     params.n_rs_seq = 0
-    params.n_outputs_max = config.slots
-    params.n_outputs_max_per_seq = 1
+    params.n_outputs_max = config.n_outputs_max or config.slots
+    params.n_outputs_max_per_seq = 1 if config.n_outputs_max is None else config.n_outputs_max
     params.n_threads = config.threads
     params.n_threads_batch = config.threads
     params.ctx_type = 0
@@ -110,7 +110,7 @@ def context_params(native: Native, config: EngineConfig) -> Params:
     params.no_perf = True
     params.op_offload = True
     params.swa_full = False
-    params.kv_unified = True
+    params.kv_unified = config.kv_unified
     params.samplers = None
     params.n_samplers = 0
     params.ctx_other = None

@@ -26,6 +26,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     request. n_gpu_layers: the output layer plus the last n-1 blocks.
     tensor_split: one share per device, empty for llama.cpp's own (free memory). load_mode: "mmap" or "none".
     threads: for decode and for prefill. rpc_endpoints: host:port of RPC devices to register first, in order.
+    kv_unified: False gives each slot its own part of the cells. n_outputs_max: rows of logits one pass can give; None:
+    one per slot.
     """
 
     model_path: str
@@ -44,6 +46,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     chat_template: str | None = None
     rpc_endpoints: tuple[str, ...] = ()
+    kv_unified: bool = True
+    n_outputs_max: int | None = None
 
 
 class DeviceBuffers(msgspec.Struct, frozen=True):
