@@ -20,6 +20,11 @@ _BASE_TYPES = {
     "Q5_K_S": "Q5_K", "Q5_K_M": "Q5_K", "IQ2_S": "IQ2_XS", "IQ2_M": "IQ2_S", "IQ3_XS": "IQ3_S", "IQ3_M": "IQ3_S",
     "MXFP4_MOE": "MXFP4",
 }  # fmt: skip
+_KEPT = (
+    "_norm.weight", "ffn_gate_inp", "altup", "laurel", "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight",
+    "time_mix_first", "time_mix_w", "time_mix_v0", "time_mix_v1", "time_mix_v2", "time_mix_a", "time_mix_g1",
+    "time_mix_g2", "time_mix_decay", "lerp_",
+)  # fmt: skip
 _FLOATS = frozenset({"F32", "F16", "BF16"})
 _LOW_BIT = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"})
 _LOW_BIT_WIDE = frozenset({"IQ2_S", "IQ2_M"})
@@ -67,7 +72,7 @@ class MixContext:
 
 def tensor_type(name: str, shape: Sequence[int], quantization: str, context: MixContext) -> str:
     """Return the type name ("Q6_K") that a tensor gets in a file of that quantization ("Q4_K_M")."""
-    if len(shape) < 2 or not name.endswith("weight") or "_norm.weight" in name or "ffn_gate_inp" in name:
+    if len(shape) < 2 or not name.endswith("weight") or any(part in name for part in _KEPT):
         return "F32"
     base = _BASE_TYPES.get(quantization, quantization)
     if base in _FLOATS:

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from ggufdeploy.gguf.types import GGML_TYPES_BY_NAME
+from tests.gguf_blueprints import Blueprint, from_shape
 from tests.gguf_mix import FILE_TYPE_IDS, tensor_type
 from tests.gguf_shapes import (
     CHAT_TEMPLATE,
@@ -29,8 +31,6 @@ from tests.gguf_shapes import (
     TINY_MIXTRAL,
     TINY_TIED,
     ModelShape,
-    hyperparameters,
-    tensors,
     vocabulary,
 )
 
@@ -38,6 +38,10 @@ __all__ = [
     "GEMMA_3_4B", "LLAMA_31_8B", "MIXTRAL_8X22B", "SMOLLM2_135M", "TINY_GEMMA", "TINY_LLAMA", "TINY_MIXTRAL",
     "TINY_TIED", "GgufBuilder", "Kind", "ModelShape", "Shard", "build_model", "write_mixtral_8x22b", "write_model",
 ]  # fmt: skip
+
+
+_RUNNABLE = frozenset({"F32", "F16", "Q8_0", "Q4_0"})
+"""Quantizations in which the writer can fill in weights."""
 
 
 class Kind(IntEnum):
@@ -192,7 +196,12 @@ class Shard:
 
 
 def build_model(
-    shape: ModelShape, quantization: str, *, stem: str | None = None, shards: int = 1, seed: int | None = None
+    shape: ModelShape | Blueprint,
+    quantization: str,
+    *,
+    stem: str | None = None,
+    shards: int = 1,
+    seed: int | None = None,
 ) -> list[Shard]:
     """Return the files of a model, first shard first.
 
@@ -201,7 +210,8 @@ def build_model(
     weights (norms with ones), so that the model can run; None leaves holes.
     """
     stem = stem or f"{shape.name}-{quantization}"
-    listed = [(name, dims, tensor_type(name, dims, quantization, shape.mix)) for name, dims in tensors(shape)]
+    shape = from_shape(shape, "") if isinstance(shape, ModelShape) else shape
+    listed = [(name, dims, tensor_type(name, dims, quantization, shape.mix)) for name, dims in shape.tensors]
     groups = _deal(listed, shards)
     result = []
     for index, group in enumerate(groups):
@@ -230,11 +240,11 @@ def _deal(listed: list[tuple[str, tuple[int, ...], str]], shards: int) -> list[l
     return groups
 
 
-def _metadata(shape: ModelShape, quantization: str) -> GgufBuilder:
+def _metadata(shape: Blueprint, quantization: str) -> GgufBuilder:
     """Keys in the converter's order: general, architecture, tokenizer, then what the quantizer adds."""
     builder = GgufBuilder(shape.architecture).kv("general.type", "model").kv("general.name", shape.name)
     builder.kv("general.file_type", FILE_TYPE_IDS[quantization])
-    for key, value in hyperparameters(shape).items():
+    for key, value in shape.keys.items():
         builder.kv(f"{shape.architecture}.{key}", value)
     tokens, scores, types = vocabulary(shape.n_vocab)
     builder.kv("tokenizer.ggml.model", "llama").kv("tokenizer.ggml.pre", "default")
@@ -251,17 +261,36 @@ def _weights(name: str, dims: Sequence[int], type_name: str, seed: int) -> bytes
     """Return weights that keep activations near 1; the same for the same name, shape and seed."""
     import numpy as np
 
-    if "_norm" in name:
+    random = np.random.default_rng([seed, *name.encode()])
+    if "_norm" in name or "time_mix_ln" in name:
         values = np.ones(math.prod(dims))
+    elif name.endswith(".ssm_a"):  # the decay of a state: negative, or it grows without bound
+        values = -np.ones(math.prod(dims))
     else:
-        random = np.random.default_rng([seed, *name.encode()])
         values = random.standard_normal(math.prod(dims)) / math.sqrt(dims[0])
-    return values.astype({"F32": "<f4", "F16": "<f2"}[type_name]).tobytes()
+    if type_name in ("Q8_0", "Q4_0"):
+        return _quantized(values, type_name)
+    return bytes(values.astype({"F32": "<f4", "F16": "<f2"}[type_name]).tobytes())
+
+
+def _quantized(values: Any, type_name: str) -> bytes:
+    """Return rows of Q8_0 or Q4_0 blocks: an f16 scale, then 32 values. Source: llama.cpp ggml/src/ggml-common.h."""
+    import numpy as np
+
+    blocks = values.reshape(-1, 32)
+    scale = np.maximum(abs(blocks).max(axis=1, keepdims=True), 1e-8) / (127 if type_name == "Q8_0" else 7)
+    levels = np.rint(blocks / scale)
+    if type_name == "Q8_0":
+        stored = levels.astype(np.int8).view(np.uint8)
+    else:
+        nibbles = (levels + 8).astype(np.uint8)
+        stored = nibbles[:, :16] | nibbles[:, 16:] << 4
+    return bytes(np.hstack([scale.astype("<f2").view(np.uint8), stored]).tobytes())
 
 
 def write_model(
     path: Path,
-    shape: ModelShape,
+    shape: ModelShape | Blueprint,
     quantization: str,
     *,
     shards: int = 1,
@@ -276,7 +305,7 @@ def write_model(
     """
     folder, stem = (path.parent, path.stem) if path.suffix == ".gguf" else (path, None)
     folder.mkdir(parents=True, exist_ok=True)
-    if seed is None and shape.name.startswith("tiny-") and quantization in {"F32", "F16"}:
+    if seed is None and shape.name.startswith(("tiny-", "zoo-")) and quantization in _RUNNABLE:
         seed = 0
     files = build_model(shape, quantization, stem=stem, shards=shards, seed=seed)
     paths = [shard.builder.write(folder / shard.name, ghost=ghost) for shard in files]
