@@ -176,9 +176,12 @@ def gpt_oss(name: str, size: Size, n: int, used: int, window: int, trait: str, *
 
 def deepseek2(
     name: str, size: Size, *, lora: tuple[int, int], nope: int, rope: int, v: int, expert_ff: int, n: int, used: int,
-    dense_lead: int, trait: str, architecture: str = "deepseek2", **more: Any,
+    dense_lead: int, trait: str, indexer: tuple[int, int] | None = None, **more: Any,
 ) -> Blueprint:  # fmt: skip
-    """Multi-head latent attention (keys only, one head) and a shared expert. lora: ranks of Q and of KV."""
+    """Multi-head latent attention (keys only, one head) and a shared expert. lora: ranks of Q and of KV.
+
+    indexer: heads and key length of a sparse-attention indexer, which makes it a deepseek32.
+    """
     e, h, (q_rank, kv_rank) = size.e, size.heads, lora
     latent = [
         *_norms(e, "attn_norm", "ffn_norm"), *_norms(q_rank, "attn_q_a_norm"), *_norms(kv_rank, "attn_kv_a_norm"),
@@ -187,6 +190,10 @@ def deepseek2(
             attn_k_b=(nope, kv_rank, h), attn_v_b=(kv_rank, v, h), attn_output=(h * v, e),
         ),
     ]  # fmt: skip
+    if indexer:
+        heads, length = indexer
+        latent += _weights(**{"indexer.k_norm": (length,), "indexer.proj": (e, heads), "indexer.attn_k": (e, length)})
+        latent += [("indexer.k_norm.bias", (length,)), ("indexer.attn_q_b.weight", (q_rank, heads * length))]
     sparse = [*_experts(e, expert_ff, n), ("exp_probs_b.bias", (n,)), *_shared(e, expert_ff)]
     blocks = [latent + (list(_dense(e, size.ff)) if i < dense_lead else sparse) for i in range(size.layers)]
     keys = {
@@ -196,9 +203,13 @@ def deepseek2(
         "leading_dense_block_count": dense_lead, "expert_feed_forward_length": expert_ff, "expert_used_count": used,
         "expert_shared_count": 1, "expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True,
     }  # fmt: skip
+    if indexer:
+        names = ("head_count", "key_length", "top_k")
+        keys |= dict(zip([f"attention.indexer.{name}" for name in names], [*indexer, 64], strict=True))
     return _blueprint(
-        name, architecture, size, blocks, trait, outside=[(OUTPUT_NORM, (e,))], n_experts=n, keys=keys, **more
-    )
+        name, "deepseek32" if indexer else "deepseek2", size, blocks, trait, outside=[(OUTPUT_NORM, (e,))], n_experts=n,
+        keys=keys, **more,
+    )  # fmt: skip
 
 
 def _delta_net(e: int, state: int, k_heads: int, v_heads: int, conv: int, *, fused: bool) -> Iterator[Tensor]:

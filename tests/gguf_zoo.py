@@ -59,6 +59,8 @@ SMALL: tuple[Blueprint, ...] = (
     gpt_oss("zoo-gpt-oss", _small(), 8, 2, 128, "alternating window, experts with biases, sinks"),
     deepseek2("zoo-mla", _small(), lora=(32, 32), nope=16, rope=8, v=16, expert_ff=32, n=8, used=2, dense_lead=1,
               trait="multi-head latent attention, shared expert"),
+    deepseek2("zoo-dsa", _small(), lora=(32, 32), nope=16, rope=8, v=16, expert_ff=32, n=8, used=2, dense_lead=1,
+              indexer=(2, 64), trait="latent attention with a sparse-attention indexer"),
     qwen3next("zoo-qwen3next", _small(layers=8), expert_ff=32, n=8, used=2, state=16, k_heads=2, v_heads=4, rope=8,
               trait="hybrid: delta net and attention, experts"),
     granite_hybrid("zoo-granite-hybrid", _small(), state=16, ssm_heads=8, groups=1, every=4,
@@ -108,3 +110,26 @@ REAL: tuple[Blueprint, ...] = (
     command_r("Command-R-plus", Size(64, 12288, 33792, 96, 8, 128, 256000, 131072), "parallel block, tied embeddings",
               source=_CONFIG + "CohereLabs/c4ai-command-r-plus-08-2024", quantization="Q4_K_M"),
 )  # fmt: skip
+
+LARGE: tuple[Blueprint, ...] = (
+    llama("large-llama", Size(32, 4096, 14336, 32, 8, 128, 128256), "dense"),
+    gemma4("large-gemma4", Size(60, 5376, 21504, 32, 16, 256, 262144), wide=512, window=1024, shared=0,
+           trait="sliding window with heads of its own"),
+    gemma3n("large-gemma3n", Size(35, 2048, 16384, 8, 2, 256, 262144), window=512, per_layer=256, rank=64,
+            trait="shared KV, per-layer embeddings"),
+    deepseek2("large-mla", Size(47, 2048, 10240, 20, 1, 256, 154880), lora=(768, 512), nope=192, rope=64, v=256,
+              expert_ff=1536, n=64, used=4, dense_lead=1, trait="latent attention"),
+    granite_hybrid("large-granite", Size(40, 2048, 8192, 32, 8, 64, 100352), state=128, ssm_heads=64, groups=1,
+                   every=10, trait="hybrid: Mamba-2 and attention"),
+    lfm2("large-lfm2", Size(30, 2048, 10752, 32, 8, 64, 65536), tuple(i % 4 == 3 for i in range(30)),
+         "hybrid: short convolution and attention"),
+    falcon_h1("large-falcon-h1", Size(44, 3072, 12288, 12, 2, 128, 130048), inner=3072, state=256, ssm_heads=24,
+              trait="hybrid: attention and Mamba-2 in one block"),
+    mamba2("large-mamba2", Size(64, 2560, 0, 0, 0, 0, 50288), state=128, ssm_heads=80, groups=1, trait="recurrent"),
+    rwkv7("large-rwkv7", Size(32, 2560, 10240, 0, 0, 0, 65536), head=64, rank=64, trait="recurrent"),
+    qwen2moe("large-qwen2moe", Size(28, 3584, 18944, 28, 4, 128, 151936), 2560, 20480, 64, 8, "shared expert"),
+    glm4moe("large-glm4moe", Size(47, 4096, 10944, 96, 8, 128, 151552), 1408, 128, 8, "NextN block"),
+    qwen35("large-qwen35", Size(65, 5120, 17408, 24, 4, 256, 248320), state=128, k_heads=16, v_heads=48,
+           trait="hybrid with an MTP block"),
+)  # fmt: skip
+"""Made up, in sizes of today: for the graphs that none of the real shapes has."""

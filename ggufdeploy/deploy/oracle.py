@@ -111,13 +111,15 @@ def engine_config(
         n_ubatch=request.n_ubatch,
         key_type=request.kv_type,
         value_type=request.kv_type,
-        flash_attention=True,
+        flash_attention=request.flash_attention,
         split_mode="layer" if placement.n_devices > 1 else "none",
         tensor_split=placement.tensor_split,
         overrides=tuple(TensorOverride(pattern, "CPU") for pattern in placement.overrides()),
         load_mode="mmap",
         threads=1,
         rpc_endpoints=rpc_endpoints,
+        kv_unified=request.kv_unified,
+        n_outputs_max=request.n_outputs,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ggufdeploy.gguf.keys import Keys
+from ggufdeploy.gguf.recurrent import recurrent_blocks, state_elements
 
 _WITHOUT_CACHE = frozenset(
     {
@@ -19,13 +20,12 @@ _WITHOUT_CACHE = frozenset(
 )  # fmt: skip
 """Encoders and diffusion models attend without a cache; recurrent models have a state instead."""
 
-_FULL_ATTENTION_EVERY = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4, "qwen4exp": 4, "minimax-01": 8}
-"""Hybrids whose other blocks are recurrent, and the interval when `full_attention_interval` is absent."""
+_ATTENDS_BESIDE_ITS_STATE = "falcon-h1"
 
 
 @dataclass(frozen=True)
 class _Window:
-    """every: this and each further such block attends to everything, at the start or the end of its group."""
+    """every: this and each further such block attends to everything, at the start or the end of its group; 0: none."""
 
     every: int
     full_first: bool = False
@@ -36,27 +36,42 @@ _WINDOWS = {
     "gemma2": _Window(2, default_tokens=4096), "gemma3": _Window(6), "gemma3n": _Window(5), "gpt-oss": _Window(2),
     "cohere2": _Window(4), "cohere2moe": _Window(4, True), "exaone-moe": _Window(4), "olmo2": _Window(4),
     "afmoe": _Window(4), "mellum": _Window(4), "muse-glimmer": _Window(4), "plamo3": _Window(8),
-    "laguna": _Window(4, True), "smallthinker": _Window(4, True),
+    "laguna": _Window(4, True), "smallthinker": _Window(4, True), "lfm2": _Window(0), "deepseek4": _Window(0),
 }  # fmt: skip
 """Architectures llama.cpp windows. Others may carry `attention.sliding_window`, but attend to everything."""
 
 
 @dataclass(frozen=True)
 class KvShape:
-    """The cache of one block: heads (0: none), elements per head, and the window if it keeps only that."""
+    """What one block keeps: KV heads (0: none), elements per head, and the window if it keeps only that.
+
+    indexer_length: elements of a sparse-attention indexer's key, kept for every token too. state_elements: 32-bit
+    numbers of a recurrent state, per slot.
+    """
 
     heads: int
     key_length: int
     value_length: int
     window_tokens: int | None
+    indexer_length: int
+    state_elements: int
+
+
+def trunk_blocks(keys: Keys, n_blocks: int) -> int:
+    """Return how many blocks the engine runs: those for multi-token prediction (NextN) come after them."""
+    predictors = 0 if keys.architecture == "graniteswitch" else keys.number("nextn_predict_layers") or 0
+    return n_blocks - predictors if predictors < n_blocks else n_blocks
 
 
 def kv_shapes(keys: Keys, n_blocks: int) -> tuple[KvShape, ...]:
-    """Return the cache shape of every block. Raises BadGguf for arrays of the wrong length."""
+    """Return what every block keeps. Raises BadGguf for arrays of the wrong length."""
     n_heads = keys.per_block("attention.head_count", n_blocks) or (0,) * n_blocks
     kv_heads = keys.per_block("attention.head_count_kv", n_blocks) or n_heads
-    cached = _cached_blocks(keys, n_blocks)
+    recurrent = recurrent_blocks(keys, n_blocks, trunk_blocks(keys, n_blocks))
+    cached = _cached_blocks(keys, n_blocks, recurrent)
     windows = _windows(keys, n_blocks)
+    state = state_elements(keys, n_blocks) if any(recurrent) else 0
+    indexer = keys.number("attention.indexer.key_length") or 0
     full = _head_lengths(keys, n_heads, "", (0, 0))
     windowed = _head_lengths(keys, n_heads, "_swa", full)
     latent = keys.number("attention.key_length_mla") is not None
@@ -64,7 +79,16 @@ def kv_shapes(keys: Keys, n_blocks: int) -> tuple[KvShape, ...]:
     for index in range(n_blocks):
         key_length, value_length = full if windows[index] is None else windowed
         heads = kv_heads[index] if cached[index] else 0
-        shapes.append(KvShape(heads, key_length, 0 if latent else value_length, windows[index]))
+        shapes.append(
+            KvShape(
+                heads,
+                key_length,
+                0 if latent else value_length,
+                windows[index],
+                indexer if heads else 0,
+                state if recurrent[index] else 0,
+            )
+        )
     return tuple(shapes)
 
 
@@ -88,28 +112,16 @@ def _head_lengths(keys: Keys, n_heads: tuple[int, ...], suffix: str, default: tu
     )
 
 
-def _cached_blocks(keys: Keys, n_blocks: int) -> list[bool]:
+def _cached_blocks(keys: Keys, n_blocks: int, recurrent: list[bool]) -> list[bool]:
     if keys.architecture in _WITHOUT_CACHE:
         return [False] * n_blocks
-    with_cache = n_blocks - (keys.number("nextn_predict_layers") or 0)
+    with_cache = trunk_blocks(keys, n_blocks)
     if keys.architecture == "gemma3n":
         with_cache = min(with_cache, 20)
     if keys.architecture == "gemma4":
         with_cache = min(with_cache, n_blocks - (keys.number("attention.shared_kv_layers") or 0))
-    recurrent = _recurrent_blocks(keys, n_blocks)
-    return [index < with_cache and not recurrent[index] for index in range(n_blocks)]
-
-
-def _recurrent_blocks(keys: Keys, n_blocks: int) -> list[bool]:
-    """Other hybrids (jamba, lfm2, nemotron_h, granitehybrid...) say it by a head_count_kv of 0."""
-    default = _FULL_ATTENTION_EVERY.get(keys.architecture)
-    if default is None:
-        return [False] * n_blocks
-    listed = keys.per_block("attention.recurrent_layers", n_blocks)
-    if listed is not None:
-        return [bool(item) for item in listed]
-    every = keys.number("full_attention_interval") or default
-    return [(index + 1) % every != 0 for index in range(n_blocks)]
+    attends = [not state or keys.architecture == _ATTENDS_BESIDE_ITS_STATE for state in recurrent]
+    return [index < with_cache and attends[index] for index in range(n_blocks)]
 
 
 def _windows(keys: Keys, n_blocks: int) -> list[int | None]:

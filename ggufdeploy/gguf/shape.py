@@ -14,6 +14,7 @@ from ggufdeploy.gguf.attention import KvShape, kv_shapes
 from ggufdeploy.gguf.keys import Keys, model_keys
 from ggufdeploy.gguf.model import LayerInfo, ModelInfo
 from ggufdeploy.gguf.reader import HeaderPrefix, SkippedArray
+from ggufdeploy.gguf.recurrent import recurrence
 
 PREFIX_BYTES = 64 << 10
 
@@ -95,6 +96,8 @@ def estimate_info(prefix: HeaderPrefix, total_bytes: int, n_params: int | None =
                 value_length=shape.value_length,
                 largest_host_copy_bytes=n_bytes(block.experts // 3 or block.feed_forward),
                 window_tokens=shape.window_tokens,
+                indexer_length=shape.indexer_length,
+                state_elements=shape.state_elements,
             )
             for index, (block, shape) in enumerate(zip(blocks, shapes, strict=True))
         ),
@@ -102,6 +105,9 @@ def estimate_info(prefix: HeaderPrefix, total_bytes: int, n_params: int | None =
         n_tensors=prefix.n_tensors,
         file_type=None,
         chat_template=None,
+        latent_key_length=keys.number("attention.key_length_mla"),
+        per_layer_input_length=(keys.number("embedding_length_per_layer_input") or 0) * n_layers,
+        recurrence=recurrence(keys),
     )
 
 

@@ -54,6 +54,7 @@ class PlanRequest:
 
     quantization: None lets the planner choose. reserve_bytes: kept free on every GPU beyond the planner's own margin.
     min_decode_tokens_per_s: floor of a preset or flag, None for none. n_ubatch: prompt tokens per compute pass.
+    kv_unified: False gives each slot cells of its own. n_outputs: rows of logits one pass can give, None: one per slot.
     """
 
     context_tokens: int
@@ -65,6 +66,9 @@ class PlanRequest:
     reserve_bytes: int = 0
     min_decode_tokens_per_s: float | None = None
     n_ubatch: int = 512
+    kv_unified: bool = True
+    flash_attention: bool = True
+    n_outputs: int | None = None
 
     @property
     def kv_cells(self) -> int:

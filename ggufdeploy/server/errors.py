@@ -20,6 +20,7 @@ from starlette.responses import Response
 from ggufdeploy.errors import (
     BadRequest,
     ContextOverflow,
+    DryRunDied,
     EngineCrashed,
     EngineError,
     GgufdeployError,
@@ -50,6 +51,7 @@ SHAPES: Mapping[type[GgufdeployError], Shape] = {
     Overloaded: Shape(429, "rate_limit_error", "rate_limit_exceeded"),
     EngineError: Shape(500, "server_error", "engine_error", retry=False),
     NoDryRun: Shape(500, "server_error", "engine_error", retry=False),
+    DryRunDied: Shape(500, "server_error", "engine_error", retry=False),
     LoadFailed: Shape(503, "server_error", "model_load_failed", retry=False),
     EngineCrashed: Shape(500, "server_error", "engine_crashed", retry=False),
 }

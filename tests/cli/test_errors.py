@@ -34,6 +34,7 @@ SAMPLES = [
     (errors.PortBusy("127.0.0.1", 80, "m", hint="h"), 1, "port_busy"),
     (errors.EngineError("m", hint="h"), 1, "engine_error"),
     (errors.NoDryRun("m", hint="h"), 1, "no_dry_run"),
+    (errors.DryRunDied("m", hint="h"), 1, "dry_run_died"),
     (errors.LoadFailed("m", hint="h"), 1, "load_failed"),
     (errors.EngineCrashed("m", exit_code=-9, hint="h"), 1, "engine_crashed"),
     (errors.BadRequest("m"), 1, "bad_request"),
