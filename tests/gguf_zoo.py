@@ -49,6 +49,7 @@ SMALL: tuple[Blueprint, ...] = (
     llama("zoo-mha", _small(kv=4), "multi-head attention"),
     from_shape(TINY_LLAMA, "grouped-query attention"),
     llama("zoo-mqa", _small(kv=1), "multi-query attention"),
+    llama("zoo-wide", _small(e=128, d=64, heads=4, kv=2), "heads wide enough for a quantized cache"),
     from_shape(TINY_TIED, "tied embeddings"),
     from_shape(TINY_MIXTRAL, "mixture of experts"),
     from_shape(TINY_GEMMA, "sliding window, five of six blocks"),

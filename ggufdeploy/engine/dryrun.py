@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
 import signal
 import subprocess
@@ -39,6 +40,7 @@ _LAST_WORDS_S = 2.0  # from the end of its output to the end of a process
 _MOST_LOG_BYTES = 256 << 20
 _LOG_BYTES = 64 << 10  # the end of the child's stderr; a hostile header may make llama.cpp talk a lot
 _LOG_LINES = 20
+_SOURCE_FOLDER = re.compile(r"\S*/(?=[\w.-]+:\d+: )")  # where llama.cpp was built, in front of "ggml.c:3354: "
 _DIED_HINT = "the file may be damaged or hostile: compare its checksum, or take it from another source"
 _REFUSED_HINT = "see the engine's version and what it can do: ggufdeploy doctor"
 
@@ -155,7 +157,7 @@ class DryRun:
             if tells_out_of_memory(log):
                 reason = f"could not get the memory it asked for, and {reason}"
             elif cause := next((line for line in reversed(log) if "GGML_ASSERT" in line or "what():" in line), None):
-                reason += f": {cause}"
+                reason += f": {_SOURCE_FOLDER.sub('', cause)}"
         return DryRunDied(f"llama.cpp's dry run of this model {reason}", log=log, hint=_DIED_HINT)
 
     def _last_lines(self) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ggufdeploy.engine import parameters
 from ggufdeploy.engine.backend import Chunk, Decoded, Logits
+from ggufdeploy.engine.breakdown import Breakdown, BufferBytes
 from ggufdeploy.engine.loadlog import LoadLog, tells_out_of_memory
 from ggufdeploy.engine.native import Batch, Native
 from ggufdeploy.engine.parameters import Params
@@ -87,6 +88,11 @@ class LlamaCppBackend:
     @property
     def info(self) -> EngineInfo:
         return msgspec.structs.replace(self._info, buffers=self._log.buffers())
+
+    def account(self) -> tuple[BufferBytes, ...]:
+        """Return what this model and its context hold, to the byte, without the rows of logits. Raises NoDryRun."""
+        assert self._context is not None
+        return Breakdown(self._native).read(self._context)
 
     def close(self) -> None:
         if self._context is not None:
