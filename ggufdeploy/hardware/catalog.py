@@ -136,7 +136,7 @@ def match_nvml_name(driver_name: str, total_bytes: int | None) -> GpuSpec | None
 def simulate(spec: GpuSpec, count: int, *, ram_bytes: int | None = None, base: Machine) -> Machine:
     """Return `base` with its devices replaced by `count` idle cards, and its RAM by ram_bytes when given.
 
-    All of ram_bytes counts as available. CPU, cores and RAM bandwidth stay those of `base`.
+    All of ram_bytes counts as available. CPU, cores and RAM bandwidth stay those of `base`; runs measured there do not.
     Raises BadValue when count is below 1 or ram_bytes is not positive.
     """
     if count < 1:
@@ -162,6 +162,7 @@ def simulate(spec: GpuSpec, count: int, *, ram_bytes: int | None = None, base: M
         ram_total_bytes=base.ram_total_bytes if ram_bytes is None else ram_bytes,
         ram_available_bytes=base.ram_available_bytes if ram_bytes is None else ram_bytes,
         simulated=True,
+        speed_samples=(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from ggufdeploy.errors import BadConfig, NotFound, nearest
+from ggufdeploy.hardware.samples import SpeedSample
 
 SCHEMA_VERSION = 1
 
@@ -49,7 +50,8 @@ class Machine:
     """GPUs in llama.cpp's order, plus the host.
 
     ram_total_bytes and ram_available_bytes respect the cgroup's limit. simulated: at least one part is not real.
-    physical_cores: cores this process may use. ram_bandwidth_bytes_per_s: None when neither measured nor known.
+    physical_cores: cores this process may use. ram_bandwidth_bytes_per_s: what all of them together read, as
+    `cpu.measure_ram_bandwidth_bytes_per_s` does; None when not measured. speed_samples: runs measured on this machine.
     """
 
     devices: tuple[Device, ...]
@@ -61,6 +63,7 @@ class Machine:
     ram_bandwidth_bytes_per_s: int | None = None
     os_name: str | None = None
     simulated: bool = False
+    speed_samples: tuple[SpeedSample, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

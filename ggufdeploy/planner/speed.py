@@ -1,35 +1,26 @@
-"""How fast a placement decodes: what each token reads, over how fast it can be read, plus a cost per layer.
+"""How fast a placement runs: what each token reads, over how fast that can be read, plus a cost per layer.
 
 Decode reads every active weight and the used KV cells once per token: t = bytes / (efficiency x bandwidth) + layers x
-overhead, summed over the devices, which work one after the other. Predictions here are estimates until measured.
+cost, summed over the devices, which work one after the other. `work` counts, `rates` has the constants and their
+sources, `calibration` applies what was measured on this machine. docs/speed-model.md has the formula and its error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ggufdeploy.gguf.model import LayerInfo, ModelInfo
+from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.machine import Device, Machine
-from ggufdeploy.planner.memory import kv_row_bytes
+from ggufdeploy.hardware.samples import HOST
+from ggufdeploy.planner import rates
+from ggufdeploy.planner.calibration import WEAKEST_FIRST, Basis, Scale, prefill_from_samples, scales
 from ggufdeploy.planner.placement import Placement
 from ggufdeploy.planner.request import PlanRequest
+from ggufdeploy.planner.work import SpeedPart, active_params, host_bandwidth, token_parts, work_per_token
+from ggufdeploy.units import format_bytes
 
-# Fit of t = bytes/(eff x BW) + layers x tau on published llama.cpp runs with CUDA graphs: a 7B Q4_0 on an H100 takes
-# 3.56 ms, 65 to 75 us per layer at eff 0.8; small-expert models imply 75 to 150 us. Source: llama.cpp discussion 15013.
-GPU_EFFICIENCY = 0.80
-GPU_LAYER_S = 85e-6
-# Dual-channel desktops and 8-channel servers reach 80 to 85 % of the theoretical peak when all cores read.
-CPU_EFFICIENCY = 0.80
-CPU_LAYER_S = 20e-6
-# Assumed when nothing is known about the host: beside data-centre GPUs 60 % of eight DDR5-4800 channels, else two
-# channels of DDR4-3200. Every figure that rests on this says so.
-ASSUMED_SERVER_BYTES_PER_S = 184_000_000_000
-ASSUMED_DESKTOP_BYTES_PER_S = 51_200_000_000
-_DATA_CENTRE_BYTES_PER_S = 1_200_000_000_000
-# Share of the dense FP16 peak that prompt processing reaches: 11,263 tokens/s of a 7B on an H100 (discussion 15013).
-PREFILL_EFFICIENCY = 0.15
-# Effective host-to-GPU copy rate; weights on the host cross it once per n_ubatch prompt tokens. PCIe 4.0 x16.
-HOST_TO_GPU_BYTES_PER_S = 22_000_000_000
+_SMALL_PART = 0.1  # of a token's time: what it rests on does not decide what the whole rests on
 
 
 @dataclass(frozen=True)
@@ -37,91 +28,97 @@ class Speed:
     """tokens/s of one stream at a context that is half full; None when the hardware's figures are unknown.
 
     host_bandwidth_assumed: the RAM bandwidth was not known, so a typical one was used.
+    decode_low_tokens_per_s, decode_high_tokens_per_s: where it will be, nine times of ten. basis: what that rests on:
+    "measured": runs of this model or its kind on this machine; "calibrated": this machine's bandwidth; "estimated":
+    data sheets and published runs. parts: where a token's time goes, device by device; empty when unknown.
     """
 
     decode_tokens_per_s: float | None
     prefill_tokens_per_s: float | None
     host_bandwidth_assumed: bool
+    decode_low_tokens_per_s: float | None = None
+    decode_high_tokens_per_s: float | None = None
+    basis: Basis = "estimated"
+    parts: tuple[SpeedPart, ...] = ()
 
 
-def host_bandwidth(machine: Machine) -> tuple[int, bool]:
-    """Return (bytes/s, assumed) of the host's memory."""
-    if machine.ram_bandwidth_bytes_per_s is not None:
-        return machine.ram_bandwidth_bytes_per_s, False
-    server = any((device.bandwidth_bytes_per_s or 0) > _DATA_CENTRE_BYTES_PER_S for device in machine.devices)
-    return (ASSUMED_SERVER_BYTES_PER_S if server else ASSUMED_DESKTOP_BYTES_PER_S), True
+def predict(
+    model: ModelInfo, request: PlanRequest, placement: Placement, machine: Machine, *, used_tokens: int | None = None
+) -> Speed:
+    """Predict the speed of one stream. used_tokens: filled KV cells, by default half the requested context."""
+    used = request.context_tokens // 2 if used_tokens is None else used_tokens
+    works = work_per_token(model, request.kv_type, placement, machine, used)
+    parts = token_parts(works, machine)
+    assumed = host_bandwidth(machine)[1] and any(work.device == HOST for work in works)
+    prefill = _prefill(model, request, placement, machine)
+    if not parts:
+        return Speed(None, prefill, assumed)
+    corrections = scales(parts, model, placement, machine)
+    parts = tuple(_scaled(part, scale) for part, scale in zip(parts, corrections, strict=True))
+    total_s = sum(part.total_s for part in parts)
+    fast_s = sum(part.total_s * scale.fast for part, scale in zip(parts, corrections, strict=True))
+    slow_s = sum(part.total_s * scale.slow for part, scale in zip(parts, corrections, strict=True))
+    basis = min(
+        (s.basis for p, s in zip(parts, corrections, strict=True) if p.total_s >= _SMALL_PART * total_s),
+        key=WEAKEST_FIRST.index,
+    )
+    return Speed(1 / total_s, prefill, assumed, 1 / slow_s, 1 / fast_s, basis, parts)
 
 
-def active_bytes(layer: LayerInfo, model: ModelInfo) -> tuple[int, int]:
-    """Return (dense, expert) bytes of this block that one token reads."""
-    used = layer.expert_bytes * model.n_experts_used // model.n_experts if model.n_experts else 0
-    return layer.dense_bytes, used
-
-
-def predict(model: ModelInfo, request: PlanRequest, placement: Placement, machine: Machine) -> Speed:
-    """Predict the speed of one stream, at half the requested context."""
-    ram, assumed = host_bandwidth(machine)
-    cells = request.context_tokens // 2
-    seconds, host_bytes, known = 0.0, 0, True
-    for layer in model.layers:
-        dense, experts = active_bytes(layer, model)
-        kv = min(cells, layer.window_tokens or cells) * kv_row_bytes(layer, request.kv_type)
-        device = _device_of(layer.index, placement, machine)
-        if device is None:
-            host_bytes += dense + experts + kv
-            seconds += CPU_LAYER_S
-            continue
-        if placement.experts_on_host(layer.index):
-            host_bytes += experts
-            seconds, experts = seconds + CPU_LAYER_S, 0
-        step = _gpu_seconds(device, dense + experts + kv)
-        known, seconds = known and step is not None, seconds + (step or 0.0) + GPU_LAYER_S
-    output = _output_seconds(model, placement, machine)
-    if output is None:
-        host_bytes += model.output_bytes
-    seconds += (output or 0.0) + host_bytes / (CPU_EFFICIENCY * ram)
-    decode = 1 / seconds if known and seconds else None
-    return Speed(decode, _prefill(model, request, placement, machine), assumed and host_bytes > 0)
-
-
-def _device_of(layer: int, placement: Placement, machine: Machine) -> Device | None:
-    for index, device in enumerate(machine.devices[: placement.n_devices]):
-        if layer in placement.layers_on(index):
-            return device
-    return None
-
-
-def _gpu_seconds(device: Device, n_bytes: int) -> float | None:
-    if device.bandwidth_bytes_per_s is None:
+def bottleneck(speed: Speed) -> str | None:
+    """Say in one sentence what a token waits for most, and how much of its time; None when the speed is unknown."""
+    if not speed.parts:
         return None
-    return n_bytes / (GPU_EFFICIENCY * device.bandwidth_bytes_per_s)
+    host = [part for part in speed.parts if part.device == HOST]
+    gpus = [part for part in speed.parts if part.device != HOST]
+    layers = sum(part.layers for part in speed.parts)
+    causes = [
+        (sum(part.read_s for part in host), f"is spent reading {_read(host)} from RAM"),
+        (sum(part.read_s for part in gpus), f"is spent reading {_read(gpus)} from {_memory(gpus)}"),
+        (
+            sum(part.fixed_s for part in speed.parts),
+            f"is the fixed cost of its {layers} layers: faster memory would not help",
+        ),
+    ]
+    seconds, what = max(causes)
+    return f"{seconds / sum(part.total_s for part in speed.parts):.0%} of each token {what}".replace("%", " %", 1)
 
 
-def _output_seconds(model: ModelInfo, placement: Placement, machine: Machine) -> float | None:
-    if placement.output_device is None:
-        return None
-    return _gpu_seconds(machine.devices[placement.output_device], model.output_bytes)
+def _read(parts: Sequence[SpeedPart]) -> str:
+    return format_bytes(sum(part.read_bytes for part in parts))
+
+
+def _memory(gpus: Sequence[SpeedPart]) -> str:
+    return f"the memory of {len(gpus)} GPUs, one after the other" if len(gpus) > 1 else "VRAM"
+
+
+def _scaled(part: SpeedPart, scale: Scale) -> SpeedPart:
+    factor = scale.factor
+    return SpeedPart(part.device, part.read_bytes, part.read_s * factor, part.layers, part.fixed_s * factor)
 
 
 def _prefill(model: ModelInfo, request: PlanRequest, placement: Placement, machine: Machine) -> float | None:
     """Return prompt tokens/s: bound by arithmetic and by copying the host's weights once per ubatch. None: unknown."""
-    if placement.output_device is None:
-        return None
-    flops = machine.devices[placement.output_device].fp16_flops_per_s
+    measured = prefill_from_samples(model, placement, machine)
+    if measured is not None or placement.output_device is None:
+        return measured
+    flops = _prefill_flops(machine.devices[placement.output_device])
     if flops is None:
         return None
-    active = model.n_params * _active_share(model)
-    seconds = 2 * active / (PREFILL_EFFICIENCY * flops)
+    if model.n_experts:
+        flops *= rates.PREFILL_EXPERT_SHARE
     host = sum(model.layers[index].total_bytes for index in placement.host_layers)
     host += sum(
         layer.expert_bytes
         for layer in model.layers
         if layer.index not in placement.host_layers and placement.experts_on_host(layer.index)
     )
-    return 1 / (seconds + host / HOST_TO_GPU_BYTES_PER_S / request.n_ubatch)
+    return 1 / (2 * active_params(model) / flops + host / rates.HOST_TO_GPU_BYTES_PER_S / request.n_ubatch)
 
 
-def _active_share(model: ModelInfo) -> float:
-    total = sum(layer.total_bytes for layer in model.layers)
-    read = sum(sum(active_bytes(layer, model)) for layer in model.layers)
-    return read / total if total else 1.0
+def _prefill_flops(device: Device) -> float | None:
+    """Return the FLOP/s a dense model's prompt reaches on this card: published for it, else a share of its peak."""
+    published = rates.PREFILL_FLOPS_PER_S.get(device.catalogue_id or "")
+    if published is not None or device.fp16_flops_per_s is None:
+        return published
+    return rates.PREFILL_EFFICIENCY * device.fp16_flops_per_s

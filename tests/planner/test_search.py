@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufdeploy.planner.memory import FormulaMemory
+from ggufdeploy.planner.rates import EFFICIENCY
 from ggufdeploy.planner.request import PlanRequest
 from ggufdeploy.planner.search import budget_bytes, evaluate, fits, search
-from ggufdeploy.planner.speed import GPU_EFFICIENCY
 from ggufdeploy.units import GIB
 from tests.planner.models import candidate, gpu, machine, model
 
@@ -169,5 +169,5 @@ def test_windowed_layers_read_only_their_window():
     info = replace(model(), layers=tuple(replace(x, window_tokens=512) for x in model().layers))
     host, wish = machine(gpu(40 * GIB)), request(context_tokens=65536)
     windowed, whole = (evaluate(candidate(info=i), wish, host, MEMORY) for i in (info, model()))
-    unread_s = (32768 - 512) * 4096 * 10 / (GPU_EFFICIENCY * 1e12)
+    unread_s = (32768 - 512) * 4096 * 10 / (EFFICIENCY["gddr"] * 1e12)
     assert 1 / whole.decode - 1 / windowed.decode == pytest.approx(unread_s)
