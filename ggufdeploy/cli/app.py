@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
         "partials": Lazy("ggufdeploy.cli.partials:partials", "List and delete unfinished downloads."),
         "show": Lazy("ggufdeploy.cli.show:show", "Show a model's quantizations, or what a GGUF file holds."),
         "profiles": Lazy("ggufdeploy.cli.profiles:profiles", "List and show the models known by name."),
+        "bench": Lazy("ggufdeploy.cli.bench:bench", "Measure this machine, so that plans need not estimate."),
         "doctor": Lazy("ggufdeploy.cli.doctor:doctor", "Check this machine and say what to fix."),
     }
 )

@@ -70,6 +70,7 @@ def make_planned(
 ) -> Planned:
     """Resolve and plan, saying on stderr what takes time; shared with `run`."""
     from ggufdeploy.cli.machines import choose_machine
+    from ggufdeploy.deploy.measurements import recall
     from ggufdeploy.deploy.planning import Wish, make
     from ggufdeploy.deploy.resolution import resolve
 
@@ -81,7 +82,8 @@ def make_planned(
     for note in source.notes:
         out.note(note)
     wish = {**wish, "quantization": wish.get("quantization") or quantization}
-    return make(source, model, Wish(**wish), found.machine)  # type: ignore[arg-type]  # names are Wish's fields
+    machine = recall(found.machine, settings.state_dir)
+    return make(source, model, Wish(**wish), machine)  # type: ignore[arg-type]  # names are Wish's fields
 
 
 def show(planned: Planned, out: Output, *, simulated: bool) -> None:

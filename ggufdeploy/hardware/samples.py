@@ -14,6 +14,7 @@ class Work:
 
     read_bytes: weights and KV cells read. layers: blocks computed there; expert_layers of them hold routed experts,
     wide_expert_layers of these so many that choosing among them takes time; host_expert_layers keep theirs in RAM.
+    attention_macs: multiply-adds of attention over the filled context, which a CPU is slow at.
     """
 
     device: str
@@ -22,6 +23,7 @@ class Work:
     expert_layers: int = 0
     wide_expert_layers: int = 0
     host_expert_layers: int = 0
+    attention_macs: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ HOST_EXPERT_LAYER_S = 83e-6
 HOP_S = 380e-6
 """From one GPU to the next, per token. Layer splits over 2 and 4 GPUs, May 2024."""
 
-# Two cores with 42 GB/s by our own measurement decode 8B models of Q4_0 and Q4_K_M, and a 135M one, at these rates:
-# docs/benchmarks.md. Published runs on desktops reach 82 % of the DIMMs' peak, which is nine tenths of what cores read.
+# Measured on 2 cores that read 42 to 48 GB/s: 8B models of Q4_0 and Q4_K_M decoded at 41 GB/s. Published runs on
+# desktops reach 82 % of the DIMMs' peak, which is about nine tenths of what cores read (fit: "efficiency host").
 HOST_EFFICIENCY = 0.92
 """Share of the RAM's measured read bandwidth."""
-HOST_LAYER_S = 60e-6
+# A 135M model on the same cores: 5.8 ms per token at a depth of 64 tokens, 24 ms at 2,048 and 34 ms at 4,096.
+HOST_LAYER_S = 100e-6
+ATTENTION_MACS_PER_S_AND_CORE = 2.4e9
 
 LOW, HIGH = 0.83, 1.11
 """Measured / predicted decode speed of nine of ten published runs on GPUs left out of the fit."""

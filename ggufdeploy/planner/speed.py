@@ -8,7 +8,7 @@ sources, `calibration` applies what was measured on this machine. docs/speed-mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.machine import Device, Machine
@@ -75,6 +75,7 @@ def bottleneck(speed: Speed) -> str | None:
     causes = [
         (sum(part.read_s for part in host), f"is spent reading {_read(host)} from RAM"),
         (sum(part.read_s for part in gpus), f"is spent reading {_read(gpus)} from {_memory(gpus)}"),
+        (sum(part.attention_s for part in host), "is spent on attention over its context, computed by the CPU"),
         (
             sum(part.fixed_s for part in speed.parts),
             f"is the fixed cost of its {layers} layers: faster memory would not help",
@@ -93,8 +94,12 @@ def _memory(gpus: Sequence[SpeedPart]) -> str:
 
 
 def _scaled(part: SpeedPart, scale: Scale) -> SpeedPart:
-    factor = scale.factor
-    return SpeedPart(part.device, part.read_bytes, part.read_s * factor, part.layers, part.fixed_s * factor)
+    return replace(
+        part,
+        read_s=part.read_s * scale.factor,
+        fixed_s=part.fixed_s * scale.factor,
+        attention_s=part.attention_s * scale.factor,
+    )
 
 
 def _prefill(model: ModelInfo, request: PlanRequest, placement: Placement, machine: Machine) -> float | None:

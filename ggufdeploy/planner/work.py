@@ -16,18 +16,22 @@ from ggufdeploy.planner.request import KvType
 
 @dataclass(frozen=True)
 class SpeedPart:
-    """One device's share of a token. read_s: for reading read_bytes; fixed_s: what its layers cost besides."""
+    """One device's share of a token. read_s: for reading read_bytes; fixed_s: what its layers cost besides.
+
+    attention_s: for attention over the filled context, where that is not hidden behind reading it: on CPUs.
+    """
 
     device: str
     read_bytes: int
     read_s: float
     layers: int
     fixed_s: float
+    attention_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        """Both."""
-        return self.read_s + self.fixed_s
+        """All of it."""
+        return self.read_s + self.fixed_s + self.attention_s
 
 
 def active_bytes(layer: LayerInfo, model: ModelInfo) -> tuple[int, int]:
@@ -60,22 +64,29 @@ def work_per_token(
         if placement.output_device == index:
             read += model.output_bytes
         if layers or placement.output_device == index:
-            works.append(_work(device.name, read - experts_read, layers, model, len(moved)))
+            works.append(_work(device.name, read - experts_read, layers, model, used_tokens, len(moved)))
     if host_read:
         host_layers = [model.layers[i] for i in placement.host_layers]
-        works.insert(0, _work(HOST, host_read, host_layers, model, 0))
+        works.insert(0, _work(HOST, host_read, host_layers, model, used_tokens))
     return tuple(works)
 
 
 def _read_bytes(layer: LayerInfo, model: ModelInfo, kv_type: KvType, used_tokens: int) -> int:
-    cells = min(used_tokens, layer.window_tokens or used_tokens)
-    return sum(active_bytes(layer, model)) + cells * kv_row_bytes(layer, kv_type)
+    return sum(active_bytes(layer, model)) + _cells(layer, used_tokens) * kv_row_bytes(layer, kv_type)
 
 
-def _work(device: str, read_bytes: int, layers: Sequence[LayerInfo], model: ModelInfo, moved: int) -> Work:
+def _cells(layer: LayerInfo, used_tokens: int) -> int:
+    return min(used_tokens, layer.window_tokens or used_tokens)
+
+
+def _work(
+    device: str, read_bytes: int, layers: Sequence[LayerInfo], model: ModelInfo, used_tokens: int, moved: int = 0
+) -> Work:
     experts = sum(layer.expert_bytes > 0 for layer in layers)
     wide = experts if model.n_experts >= rates.WIDE_EXPERTS else 0
-    return Work(device, read_bytes, len(layers), experts, wide, moved)
+    attending = [layer for layer in layers if layer.kv_heads]
+    elements = sum(_cells(layer, used_tokens) * (layer.key_length + layer.value_length) for layer in attending)
+    return Work(device, read_bytes, len(layers), experts, wide, moved, model.n_heads * elements)
 
 
 def host_bandwidth(machine: Machine) -> tuple[int, bool]:
@@ -92,8 +103,7 @@ def token_parts(works: Sequence[Work], machine: Machine) -> tuple[SpeedPart, ...
     parts: list[SpeedPart] = []
     for work in works:
         if work.device == HOST:
-            read_s = work.read_bytes / (rates.HOST_EFFICIENCY * host_bandwidth(machine)[0])
-            parts.append(SpeedPart(HOST, work.read_bytes, read_s, work.layers, work.layers * rates.HOST_LAYER_S))
+            parts.append(_host_part(work, machine))
             continue
         device = devices.get(work.device)
         if device is None or device.bandwidth_bytes_per_s is None:
@@ -101,6 +111,12 @@ def token_parts(works: Sequence[Work], machine: Machine) -> tuple[SpeedPart, ...
         after_a_gpu = any(part.device != HOST for part in parts)
         parts.append(_gpu_part(work, device, device.bandwidth_bytes_per_s, rates.HOP_S if after_a_gpu else 0.0))
     return tuple(parts)
+
+
+def _host_part(work: Work, machine: Machine) -> SpeedPart:
+    read_s = work.read_bytes / (rates.HOST_EFFICIENCY * host_bandwidth(machine)[0])
+    attention_s = work.attention_macs / (rates.ATTENTION_MACS_PER_S_AND_CORE * machine.physical_cores)
+    return SpeedPart(HOST, work.read_bytes, read_s, work.layers, work.layers * rates.HOST_LAYER_S, attention_s)
 
 
 def _gpu_part(work: Work, device: Device, bandwidth_bytes_per_s: int, hop_s: float) -> SpeedPart:
