@@ -14,6 +14,9 @@ COMMANDS: Mapping[str, Lazy] = MappingProxyType(
     {
         "run": Lazy("ggufdeploy.cli.run:run", "Pick, fetch, load and serve a model."),
         "plan": Lazy("ggufdeploy.cli.plan:plan", "Show which quantization fits, where it goes and what it costs."),
+        "advise": Lazy(
+            "ggufdeploy.cli.advise:advise", "Show which GPUs would do for a model, and how fast it is there."
+        ),
         "ps": Lazy("ggufdeploy.cli.ps:ps", "List the models that run, planned and actual memory."),
         "stop": Lazy("ggufdeploy.cli.stop:stop", "Stop a running model."),
         "logs": Lazy("ggufdeploy.cli.logs:logs", "Print the log of a model in the background."),

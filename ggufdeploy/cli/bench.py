@@ -130,7 +130,7 @@ def _run(planned: Planned, path: os.PathLike[str], repeat: int, out: Output) -> 
     from pathlib import Path
 
     from ggufdeploy.deploy.measuring import measure, settings_for
-    from ggufdeploy.deploy.running import engine_config
+    from ggufdeploy.deploy.oracle import plan_config
 
     plan = planned.plan
 
@@ -143,7 +143,7 @@ def _run(planned: Planned, path: os.PathLike[str], repeat: int, out: Output) -> 
 
     out.note(f"loading {planned.source.name} {plan.quantization.name} ...")
     coroutine = measure(
-        engine_config(planned, Path(path)), settings_for(plan.context_tokens, plan.slots), repeat,
+        plan_config(planned.plan, Path(path)), settings_for(plan.context_tokens, plan.slots), repeat,
         on_progress=lambda fraction: out.detail(f"loading: {fraction:.0%}"), on_run=on_run, on_skip=on_skip,
     )  # fmt: skip
     return asyncio.run(coroutine)

@@ -83,6 +83,32 @@ class GpuType(click.ParamType["tuple[GpuSpec, int]"]):
         return [CompletionItem(spec.id) for spec in list_gpus() if spec.id.startswith(incomplete)]
 
 
+class QualityType(click.ParamType[float]):
+    """A floor of quality: a quantization's name, or a number from 0 to 1 as in the plan's table."""
+
+    name = "quality"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises BadValue."""
+        from ggufdeploy.planner.quality import quality
+
+        if isinstance(value, float):
+            return value
+        named = quality(value)
+        if named is not None:
+            return named
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            flag = _flag_of(param)
+            raise BadValue(
+                flag, f"{flag}: {value!r} is no quantization and no number from 0 to 1", hint=f"{flag} Q4_K_M"
+            )
+        return number
+
+
 class ProfileType(click.ParamType[str]):
     """A profile's name or alias."""
 
@@ -129,6 +155,14 @@ kv_type_option = _plan(
 prefer_option = _plan(
     "--prefer", type=click.Choice(PREFERENCES), default="balanced", show_default=True,
     help="What to choose when several plans fit.",
+)  # fmt: skip
+min_quality_option = _plan(
+    "--min-quality", type=QualityType(), metavar="NAME|0..1",
+    help="Nothing worse than this quantization, or than this quality.",
+)  # fmt: skip
+min_speed_option = _plan(
+    "--min-speed", type=click.FloatRange(min=0), metavar="TOKENS/S",
+    help="Nothing that is expected to decode slower.  [default: the preset's]",
 )  # fmt: skip
 offload_option = _plan(
     "--offload", type=click.Choice(OFFLOAD_POLICIES), default="auto", show_default=True,
