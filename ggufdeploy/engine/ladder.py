@@ -54,7 +54,8 @@ def climb(
 
 
 def _chunk(backend: Backend, slot: int, start: int, n_tokens: int) -> Chunk:
-    tokens = [position * _STRIDE % backend.info.n_vocab for position in range(start, start + n_tokens)]
+    n_vocab = backend.info.n_vocab
+    tokens = [position * _STRIDE % n_vocab for position in range(start, start + n_tokens)]
     return Chunk(slot, start, tokens, output=True)
 
 

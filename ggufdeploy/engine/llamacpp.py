@@ -20,8 +20,8 @@ from ggufdeploy.engine.breakdown import Breakdown, BufferBytes
 from ggufdeploy.engine.loadlog import LoadLog, tells_out_of_memory
 from ggufdeploy.engine.native import Batch, Native
 from ggufdeploy.engine.parameters import Params
-from ggufdeploy.engine.request import EngineConfig, EngineInfo
-from ggufdeploy.errors import BadRequest, EngineError, LoadFailed
+from ggufdeploy.engine.request import DeviceBuffers, EngineConfig, EngineInfo
+from ggufdeploy.errors import BadRequest, EngineError, LoadFailed, NoDryRun
 
 
 @functools.cache
@@ -87,7 +87,7 @@ class LlamaCppBackend:
 
     @property
     def info(self) -> EngineInfo:
-        return msgspec.structs.replace(self._info, buffers=self._log.buffers())
+        return msgspec.structs.replace(self._info, buffers=self._buffers())
 
     def account(self) -> tuple[BufferBytes, ...]:
         """Return what this model and its context hold, to the byte, without the rows of logits. Raises NoDryRun."""
@@ -168,6 +168,13 @@ class LlamaCppBackend:
 
     def pos_max(self, seq_id: int) -> int:
         return int(self._seq_pos_max(self._memory, seq_id))
+
+    def _buffers(self) -> tuple[DeviceBuffers, ...]:
+        """Return llama.cpp's account with the rows of logits; where it cannot be read, what the log says."""
+        try:
+            return self._log.buffers(self.account())
+        except NoDryRun:
+            return self._log.buffers()
 
     def _load(self, config: EngineConfig, on_progress: Callable[[float], None] | None) -> None:
         model_params, context_params = build_params(config, on_progress)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ggufdeploy.engine.breakdown import BufferBytes
 from ggufdeploy.engine.request import DeviceBuffers
 from ggufdeploy.units import MIB
 
@@ -88,16 +89,17 @@ class LoadLog:
         """Start over before a call whose refusals matter."""
         self._refused = False
 
-    def buffers(self) -> tuple[DeviceBuffers, ...]:
+    def buffers(self, account: Iterable[BufferBytes] = ()) -> tuple[DeviceBuffers, ...]:
         """Return what was allocated, devices first and the host ("CPU") last.
 
-        Weights mapped from the file count on the host in full, even the parts that were copied to a device.
+        account: llama.cpp's own, exact figures for all but the rows of logits, which only the log has. Weights mapped
+        from the file count on the host in full, even the parts that were copied to a device.
         """
         totals: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         mapped = any(name.endswith("_Mapped") for name, _ in self._summed)
-        for (name, kind), n_bytes in [*self._summed.items(), *self._latest.items()]:
+        for name, device, kind, n_bytes in self._entries(account):
             again = mapped and kind == "model" and name == _REPACKED
-            totals[_device_of(name)]["repacked" if again else kind] += n_bytes
+            totals[device]["repacked" if again else kind] += n_bytes
         devices = sorted(totals, key=lambda device: (device == "CPU", device))
         return tuple(
             DeviceBuffers(
@@ -109,6 +111,17 @@ class LoadLog:
             )
             for device in devices
         )
+
+    def _entries(self, account: Iterable[BufferBytes]) -> Iterator[tuple[str, str, str, int]]:
+        """Yield buffer, device, kind and bytes."""
+        exact = tuple(account)
+        for part in exact:
+            yield part.name, part.device, "model", part.weights_bytes
+            yield part.name, part.device, "KV", part.kv_bytes
+            yield part.name, part.device, "compute", part.compute_bytes
+        for (name, kind), n_bytes in [*self._summed.items(), *self._latest.items()]:
+            if not exact or kind == "output":
+                yield name, _device_of(name), kind, n_bytes
 
     def _take(self, level: int, line: str) -> None:
         if not line:

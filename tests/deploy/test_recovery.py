@@ -209,8 +209,8 @@ def test_a_server_that_ran_out_of_memory_serves_and_shows_the_plan_in_force(demo
     assert truth.warnings == ()
     assert 0 < truth.gpu_share < 1
     device, ram = truth.devices
-    assert device.actual.total_bytes == pytest.approx(device.planned.total_bytes, abs=0.01 * MIB)
-    assert ram.actual.total_bytes == pytest.approx(ram.planned.total_bytes, abs=0.02 * MIB)
+    assert device.actual == device.planned
+    assert ram.actual.total_bytes == pytest.approx(ram.planned.total_bytes, abs=0.01 * MIB)  # logits: from the log
     assert truth.proof_tokens == (64, 128)
     (document,) = documents
     assert document["plan"]["placement"]["n_gpu_layers"] == changes[0].after.placement.n_gpu_layers

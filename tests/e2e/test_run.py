@@ -54,6 +54,7 @@ def test_planned_bytes_stand_beside_what_llama_cpp_allocated(deployment):
     assert plan["context_tokens"] == 4096
     assert document["actual"]["context_tokens"] == 4096
     (host,) = document["memory"]["devices"]
+    assert host["planned"]["weights_bytes"] == host["actual"]["weights_bytes"]
     assert host["planned"]["kv_bytes"] == host["actual"]["kv_bytes"] == plan["kv_cache"]["bytes"]
     assert document["memory"]["process"]["rss_bytes"] > host["actual"]["weights_bytes"]
     assert document["memory"]["warnings"] == []

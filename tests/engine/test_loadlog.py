@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from ggufdeploy.engine.breakdown import BufferBytes
 from ggufdeploy.engine.loadlog import LoadLog, Refusal, find_refusal, tells_out_of_memory
 from ggufdeploy.engine.request import DeviceBuffers
 from ggufdeploy.units import MIB
@@ -110,3 +111,19 @@ def test_weights_that_are_repacked_are_a_second_copy_only_beside_mapped_ones():
         log.feed(INFO, repacked)
     assert mapped.buffers() == (DeviceBuffers("CPU", 92 * MIB, 0, 0, 80 * MIB),)
     assert plain.buffers() == (DeviceBuffers("CPU", 172 * MIB, 0, 0, 0),)
+
+
+def test_llama_cpps_own_account_is_exact_and_the_log_adds_the_rows_of_logits():
+    log = LoadLog()
+    log.feed(INFO, "load_tensors:   CPU_Mapped model buffer size =    92.10 MiB\n")
+    log.feed(INFO, "llama_kv_cache:      CUDA0 KV buffer size =    31.50 MiB\n")
+    log.feed(INFO, "llama_context:  CUDA_Host  output buffer size =     0.75 MiB\n")
+    account = (
+        BufferBytes("CPU", "CPU", 1000, 0, 10),
+        BufferBytes("CPU_REPACK", "CPU", 900, 0, 0),
+        BufferBytes("CUDA0", "CUDA0", 5000, 300, 20),
+    )
+    assert log.buffers(account) == (
+        DeviceBuffers("CUDA0", 5000, 300, 20),
+        DeviceBuffers("CPU", 1000, 0, 10 + int(0.75 * MIB), 900),
+    )
