@@ -15,9 +15,9 @@ from ggufdeploy.errors import EngineError, NoDryRun
 from ggufdeploy.gguf.ghost import write_ghost
 from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.machine import Machine
-from ggufdeploy.planner.memory import DeviceUsage, Usage, output_bytes
+from ggufdeploy.planner.memory import DeviceUsage, FormulaMemory, Usage, output_bytes
 from ggufdeploy.planner.placement import Placement, on_cpu
-from ggufdeploy.planner.plan import Plan
+from ggufdeploy.planner.plan import Plan, PlanWarning
 from ggufdeploy.planner.request import PlanRequest, kv_cells
 
 
@@ -54,6 +54,14 @@ class EngineMemory:
             self._known[key] = self._ask(model, request, placement)
         return self._known[key]
 
+    def calibrated(self, model: ModelInfo, request: PlanRequest) -> FormulaMemory:
+        """Return the formulas for GPUs that are not here, bounded by the engine's own figures on the CPU.
+
+        Raises EngineError, NoDryRun.
+        """
+        host = self._dry_run.ask(engine_config(request, on_cpu(model.n_layers, 0), self._path)).host
+        return FormulaMemory(kv_total_bytes=host.kv_bytes, host_compute_bytes=host.compute_bytes)
+
     def kv_total_bytes(self, model: ModelInfo, request: PlanRequest) -> int:
         """Return the whole KV cache in bytes; it does not depend on the placement."""
         answer = self._dry_run.ask(engine_config(request, on_cpu(model.n_layers, 0), self._path))
@@ -82,6 +90,11 @@ class EngineMemory:
         # The rows of logits are not part of llama.cpp's own account.
         compute = answer.host.compute_bytes + output_bytes(model, request)
         return Usage(devices, DeviceUsage(answer.host.weights_bytes, answer.host.kv_bytes, compute), "engine")
+
+
+def engine_not_asked(error: NoDryRun) -> PlanWarning:
+    """Return what a plan says whose figures are the formula's, because the engine could not answer."""
+    return PlanWarning("engine_not_asked", f"The memory figures are estimates: {error.message}.", error.hint)
 
 
 def _match(answer: DryRunAnswer, placement: Placement, machine: Machine) -> tuple[DeviceUsage, ...]:

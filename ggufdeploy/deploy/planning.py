@@ -9,7 +9,7 @@ from typing import get_args
 
 from ggufdeploy.deploy.candidates import Candidates
 from ggufdeploy.deploy.local import local_source
-from ggufdeploy.deploy.oracle import EngineMemory, model_file
+from ggufdeploy.deploy.oracle import EngineMemory, engine_not_asked, model_file
 from ggufdeploy.deploy.sources import Headers, OnProgress, Source
 from ggufdeploy.engine.dryrun import DryRun
 from ggufdeploy.engine.parameters import MAX_SLOTS
@@ -22,7 +22,7 @@ from ggufdeploy.hub.catalog import Artifact
 from ggufdeploy.planner.advice import Advice, Invocation, avoid_offload
 from ggufdeploy.planner.assemble import make_plan
 from ggufdeploy.planner.memory import FormulaMemory, kv_type_misfit
-from ggufdeploy.planner.plan import Plan
+from ggufdeploy.planner.plan import Plan, PlanWarning
 from ggufdeploy.planner.refusal import does_not_fit
 from ggufdeploy.planner.request import Candidate, KvType, OffloadPolicy, PlanRequest, Preference
 from ggufdeploy.planner.search import Option, SearchResult, choose, evaluate, search
@@ -107,10 +107,11 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
         machine = replace(machine, ram_bandwidth_bytes_per_s=measure_ram_bandwidth_bytes_per_s())
     candidates, request = prepare(source, wish, machine)
     candidates.read(_better_guess(request, candidates, machine))
+    unasked: list[PlanWarning] = []
     with DryRun() as dry_run:
         machine = _as_the_engine_sees_it(machine, dry_run, candidates, request)
         result = _search_exactly(candidates, request, machine)
-        result = _confirm(result, dry_run, candidates, request, machine, rpc_endpoints)
+        result = _confirm(result, dry_run, candidates, request, machine, rpc_endpoints, unasked)
     typed = Invocation(ref, {"slots": wish.slots, "reserve": wish.reserve_bytes or None, "ubatch": wish.n_ubatch})
     option = result.chosen
     if option is None:
@@ -119,7 +120,8 @@ def make(source: Source, ref: str, wish: Wish, machine: Machine, *, rpc_endpoint
     if option.verdict != "gpu" and machine.devices:
         advice = avoid_offload(option, result.options, request, machine, typed, list_gpus())
     plan = make_plan(ref, source.name, source.repo, source.revision, request, machine, option, result, advice)
-    plan = replace(plan, header_fetched_bytes=source.traffic.fetched_bytes)
+    warnings = (*plan.warnings, *unasked)
+    plan = replace(plan, header_fetched_bytes=source.traffic.fetched_bytes, warnings=warnings)
     artifact = candidates.artifacts[option.candidate.quantization]
     sizes = {name: item.total_bytes for name, item in candidates.artifacts.items()}
     return Planned(plan, source, artifact, sizes, wish, machine)
@@ -245,11 +247,13 @@ def _confirm(
     request: PlanRequest,
     machine: Machine,
     rpc_endpoints: tuple[str, ...],
+    unasked: list[PlanWarning],
 ) -> SearchResult:
     """Replace the chosen option's figures by the engine's; if that changes the choice, go on with the next one.
 
     On a simulated machine the engine can still give the KV cache in total; GPU compute stays a formula, and the plan
-    says "estimate". Without a header, or where the build has no dry run, the formula's figures stand as estimates.
+    says "estimate". Without a header, or where the engine cannot answer, the formula's figures stand as estimates;
+    the reason is added to `unasked`.
     """
     confirmed: dict[str, Option] = {}
     while result.chosen is not None and result.chosen.candidate.quantization not in confirmed:
@@ -261,7 +265,8 @@ def _confirm(
         assert headers is not None
         try:
             confirmed[name] = _ask(dry_run, candidate, headers, request, machine, rpc_endpoints)
-        except NoDryRun:
+        except NoDryRun as error:
+            unasked.append(engine_not_asked(error))
             return result  # its figures are the formula's and say so
         options = tuple(confirmed.get(o.candidate.quantization, o) for o in result.options)
         result = SearchResult(choose(options, request), options)
@@ -281,5 +286,4 @@ def _ask(
         engine = EngineMemory(dry_run, str(path), machine, rpc_endpoints)
         if not machine.simulated:
             return evaluate(candidate, request, machine, engine)
-        total = engine.kv_total_bytes(candidate.info, request)
-        return evaluate(candidate, request, machine, FormulaMemory(kv_total_bytes=total))
+        return evaluate(candidate, request, machine, engine.calibrated(candidate.info, request))

@@ -17,6 +17,7 @@ from ggufdeploy.deploy.sources import local_headers
 from ggufdeploy.engine import dryrun
 from ggufdeploy.engine.dryrun import DeviceMemory, DryRun, DryRunAnswer
 from ggufdeploy.errors import BadValue, EngineError, NoDryRun
+from ggufdeploy.gguf.model import model_info
 from ggufdeploy.hardware.catalog import find_gpu, simulate
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.planner.placement import Placement, on_cpu
@@ -100,8 +101,37 @@ def test_without_llama_cpp_a_plan_is_an_estimate(ladder, monkeypatch):
     (ladder / "shadow" / "llama_cpp.py").write_text("raise ImportError('no such library')")
     with DryRun() as dry_run, pytest.raises(NoDryRun, match="no such library"):
         dry_run.ask(engine_config(REQUEST, on_cpu(2, 0), "m.gguf"))
-    host = machine(gpu(12 * GIB))
-    assert make(local_source(ladder), "m", Wish(context_tokens=512), host).plan.memory_source == "estimate"
+    plan = make(local_source(ladder), "m", Wish(context_tokens=512), machine(gpu(12 * GIB))).plan
+    assert plan.memory_source == "estimate"
+    assert [warning.message for warning in plan.warnings if warning.code == "engine_not_asked"] == [
+        "The memory figures are estimates: llama-cpp-python cannot be loaded, so no dry run: no such library."
+    ]
+
+
+def test_a_dry_run_that_dies_leaves_a_plan_of_estimates_and_says_why(ladder, tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\nimport os, sys\nsys.stdin.readline()\nos.abort()\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(dryrun.sys, "executable", str(program))
+    plan = make(local_source(ladder), "m", Wish(context_tokens=512), machine(gpu(12 * GIB))).plan
+    warning = next(warning for warning in plan.warnings if warning.code == "engine_not_asked")
+    assert (plan.memory_source, plan.quantization.name) == ("estimate", "Q8_0")
+    assert warning.message.endswith("llama.cpp's dry run of this model ended with signal SIGABRT.")
+    assert "checksum" in (warning.hint or "")
+
+
+@pytest.mark.engine
+def test_for_a_gpu_that_is_not_here_the_engines_figure_on_the_cpu_bounds_the_formula(ladder):
+    (shard,) = local_headers([ladder / f"{LLAMA_31_8B.name}-Q8_0.gguf"]).shards
+    info, request, place = model_info([shard.header]), replace(REQUEST, context_tokens=8192), Placement(32, (33,))
+    with DryRun() as dry_run:
+        engine = EngineMemory(dry_run, str(ladder / shard.name), machine())
+        bounded, host = engine.calibrated(info, request), engine.usage(info, request, on_cpu(32, 0)).host
+    row = 4 * 512 * info.embedding_length
+    compute = bounded.usage(info, request, place).devices[0].compute_bytes
+    assert host.compute_bytes - 3 * row <= compute <= host.compute_bytes + 2 * row
+    strange = replace(info, feed_forward_length=1)
+    assert bounded.usage(strange, request, place).devices[0].compute_bytes >= host.compute_bytes - 3 * row
 
 
 @pytest.mark.engine
