@@ -12,7 +12,7 @@ from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.oracle import plan_config
 from ggufdeploy.deploy.planning import Planned, Wish, make
 from ggufdeploy.deploy.sources import Source
-from ggufdeploy.engine.loadlog import Refusal, find_refusal
+from ggufdeploy.engine.loadlog import Refusal, find_refusal, tells_out_of_memory
 from ggufdeploy.engine.request import EngineConfig
 from ggufdeploy.errors import DoesNotFit, EngineError, GgufdeployError, LoadFailed
 from ggufdeploy.hardware.detect import detect
@@ -101,7 +101,7 @@ class Deployment:
         """
         before = self.planned
         machine = _with_bandwidth(self._read_machine(), before.machine)
-        refusal = _blamed(find_refusal(error.log), before.plan)
+        refusal = _blamed(error, before.plan)
         device = next((item for item in machine.devices if item.name == refusal.device), None)
         free_bytes = device.free_bytes if device else machine.ram_available_bytes if refusal.device == "CPU" else None
         learned = self._learn(device, error) if device and not _was_taken(device, before.plan) else None
@@ -169,12 +169,16 @@ class Deployment:
         return f"{name} would run wholly in VRAM, a download of {size}: ggufdeploy run {ref} --quant {name}"
 
 
-def _blamed(refusal: Refusal, plan: Plan) -> Refusal:
-    """Name the device where the log does not: the only GPU, else the one with the least to spare, else the host."""
+def _blamed(error: EngineError, plan: Plan) -> Refusal:
+    """Name the device where the log does not: the GPU with the least to spare.
+
+    The host when the log is silent too: the kernel killed the process before llama.cpp was refused anything.
+    """
+    refusal = find_refusal(error.log)
     if refusal.device is not None:
         return refusal
     used = [device for device in plan.devices if device.kind != "cpu" and device.used_bytes]
-    if not used:
+    if not used or not tells_out_of_memory(error.log):
         return replace(refusal, device="CPU")
     return replace(refusal, device=min(used, key=lambda d: d.free_bytes - d.used_bytes).name)
 

@@ -155,8 +155,18 @@ def test_a_host_without_memory_has_no_smaller_plan_and_says_the_ways_out(deploy)
 
 
 def test_a_refusal_that_names_nobody_is_put_down_to_the_gpu_in_use(deploy):
-    change = deploy(90, 90).plan_again(LoadFailed("It was ended by SIGABRT.", out_of_memory=True))
+    aborted = LoadFailed("It was ended by SIGABRT.", out_of_memory=True, log=("CUDA error: out of memory",))
+    change = deploy(90, 90).plan_again(aborted)
     assert (change.refusal.device, change.learned_bytes) == ("RPC0", 4 * MIB)
+
+
+def test_a_process_killed_in_silence_is_put_down_to_the_host_and_costs_the_gpu_nothing(deploy, settings):
+    deployment = deploy(90, 90)
+    deployment.mark_proven()
+    change = deployment.plan_again(LoadFailed("It was ended by SIGKILL.", out_of_memory=True, log=("loading",)))
+    assert (change.refusal.device, change.learned_bytes) == ("CPU", None)
+    assert change.after.placement == change.before.placement
+    assert lessons.load(settings).lessons == ()
 
 
 def test_a_device_that_has_less_than_it_says_is_loaded_with_what_it_has(demo_model, settings):
