@@ -112,7 +112,7 @@ def _contexts(asked: int | None, candidates: Candidates) -> list[int]:
 
 
 def _request(source: Source, slots: int | None, kv_type: str | None, context_tokens: int) -> PlanRequest:
-    from ggufdeploy.deploy.planning import DEFAULT_SLOTS
+    from ggufdeploy.deploy.wish import DEFAULT_SLOTS
     from ggufdeploy.planner.request import KvType, PlanRequest
 
     default = source.profile.default_slots if source.profile else DEFAULT_SLOTS

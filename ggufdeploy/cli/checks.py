@@ -193,9 +193,10 @@ def check_generation(settings: Settings, machine: Machine) -> Iterator[Finding]:
     import asyncio
 
     from ggufdeploy.deploy.local import local_source
-    from ggufdeploy.deploy.planning import Wish, make
+    from ggufdeploy.deploy.planning import make
     from ggufdeploy.deploy.recovery import Deployment
     from ggufdeploy.deploy.running import Voice, answer
+    from ggufdeploy.deploy.wish import Wish
     from ggufdeploy.hub.pypi import cached_pypi_model
 
     try:

@@ -10,6 +10,7 @@ from ggufdeploy.errors import BadValue
 from ggufdeploy.hardware.catalog import GpuSpec, simulate
 from ggufdeploy.hardware.detect import Detection, detect
 from ggufdeploy.hardware.machine import load_machine
+from ggufdeploy.hardware.nvidia import NvidiaReadings
 
 
 def choose_machine(gpu: tuple[GpuSpec, int] | None, machine_file: Path | None, ram_bytes: int | None) -> Detection:
@@ -18,9 +19,10 @@ def choose_machine(gpu: tuple[GpuSpec, int] | None, machine_file: Path | None, r
     --machine replaces this machine, --gpu its devices, --ram its memory; only this machine's GPUs are looked for, and
     only when they are wanted. Raises NotFound, BadConfig, BadValue.
     """
-    found = Detection(load_machine(machine_file)) if machine_file else detect(os.environ)
-    if machine_file:
-        found = replace(found, machine=replace(found.machine, simulated=True))
+    if machine_file is not None:
+        found = Detection(replace(load_machine(machine_file), simulated=True))
+    else:
+        found = detect(os.environ, readings=NvidiaReadings() if gpu is not None else None)
     if gpu is not None:
         spec, count = gpu
         return Detection(simulate(spec, count, ram_bytes=ram_bytes, base=found.machine))

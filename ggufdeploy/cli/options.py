@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # The planner's own Literals, and the engine's limit, repeated so that --help needs neither; a test compares them.
 MAX_SLOTS = 256
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-PREFERENCES = ("balanced", "quality", "speed")
+PREFERENCES = ("balanced", "quality", "speed", "context")
 OFFLOAD_POLICIES = ("auto", "experts", "layers", "none")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -63,6 +63,19 @@ class BytesType(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return bytes. Raises BadValue."""
         return value if isinstance(value, int) else parse_bytes(value, name=_flag_of(param))
+
+
+class BudgetType(click.ParamType["tuple[str | None, int]"]):
+    """The most to use of a GPU: "cuda0=70GiB", or of every GPU: "70GiB"."""
+
+    name = "budget"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str | None, int]:
+        """Return (device name or None, bytes). Raises BadValue."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        device, _, size = value.rpartition("=")
+        return device.strip().upper() or None, parse_bytes(size, name=_flag_of(param))
 
 
 class GpuType(click.ParamType["tuple[GpuSpec, int]"]):
@@ -133,6 +146,7 @@ class ModelType(ProfileType):
 
 model_argument: Decorator[Any] = click.argument("model", type=ModelType(), metavar="MODEL")
 
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _plan = partial(click.option, cls=Option, section="Plan")
 _machine = partial(click.option, cls=Option, section="Machine")
 _server = partial(click.option, cls=Option, section="Server")
@@ -149,8 +163,13 @@ quant_option = _plan(
     "--quant", "quantization", metavar="NAME", help="Quantization, like Q4_K_M.  [default: the best that fits]"
 )
 kv_type_option = _plan(
-    "--kv-type", type=click.Choice(KV_TYPES), metavar="TYPE",
-    help=f"Type of the KV cache: {', '.join(KV_TYPES)}.  [default: the preset's, else f16]",
+    "--kv-type", type=click.Choice(("auto", *KV_TYPES)), metavar="TYPE",
+    help=f"Type of the KV cache: {', '.join(KV_TYPES)}; auto takes f16, or q8_0 where that makes room for a clearly "
+    "better quantization.  [default: the preset's, else auto]",
+)  # fmt: skip
+kv_pool_option = _plan(
+    "--kv-pool", "kv_pool_tokens", type=TokensType(), metavar="TOKENS",
+    help="KV cells that all slots share, more than --ctx.  [default: --ctx]",
 )  # fmt: skip
 prefer_option = _plan(
     "--prefer", type=click.Choice(PREFERENCES), default="balanced", show_default=True,
@@ -166,16 +185,33 @@ min_speed_option = _plan(
 )  # fmt: skip
 offload_option = _plan(
     "--offload", type=click.Choice(OFFLOAD_POLICIES), default="auto", show_default=True,
-    help="What may stay in system RAM.",
+    help="What may stay in system RAM; auto prefers the experts of a mixture of experts to whole layers.",
 )  # fmt: skip
 reserve_option = _plan(
     "--reserve", "reserve_bytes", type=BytesType(), default=0, metavar="SIZE",
     help="Keep this much free on every GPU, like 1GiB.",
 )  # fmt: skip
+vram_budget_option = _plan(
+    "--vram-budget", "vram_budgets", type=BudgetType(), multiple=True, metavar="[GPU=]SIZE",
+    help="Use at most this much of a GPU, like cuda0=70GiB, or of every GPU; can be repeated.",
+)  # fmt: skip
 ubatch_option = _plan(
     "--ubatch", "n_ubatch", type=click.IntRange(min=1), metavar="N", help="Prompt tokens computed in one pass."
 )
 preset_option = _plan("--preset", metavar="NAME", help="A profile's preset: floors for context, speed and KV type.")
+
+lora_option = _plan(
+    "--lora", "lora_files", type=_FILE, multiple=True, metavar="FILE",
+    help="Leave room for this adapter's bytes on the GPU; can be repeated. For sizing: run does not load it yet.",
+)  # fmt: skip
+mmproj_option = _plan(
+    "--mmproj", "mmproj_file", type=_FILE, metavar="FILE",
+    help="Leave room for this projector's bytes, likewise.",
+)  # fmt: skip
+draft_option = _plan(
+    "--draft", "draft_file", type=_FILE, metavar="FILE",
+    help="Leave room for this draft model's bytes, likewise; its KV cache is not counted.",
+)  # fmt: skip
 
 gpu_option = _machine(
     "--gpu", type=GpuType(), metavar="NAME[:COUNT]", help="Plan for these GPUs instead of this machine's."
@@ -205,10 +241,13 @@ def _all_of(*decorators: Decorator[Any]) -> Decorator[Any]:
 
 
 wish_options: Decorator[Any] = _all_of(
-    ctx_option, slots_option, quant_option, kv_type_option, prefer_option, offload_option, reserve_option,
-    ubatch_option, preset_option,
+    ctx_option, slots_option, quant_option, kv_type_option, kv_pool_option, prefer_option, min_quality_option,
+    min_speed_option, offload_option, reserve_option, vram_budget_option, ubatch_option, preset_option,
 )  # fmt: skip
 """Everything a plan can be asked for; the parameters are the fields of `deploy.planning.Wish`."""
+
+extra_file_options: Decorator[Any] = _all_of(lora_option, mmproj_option, draft_option)
+"""Files beside the model, to be counted."""
 
 machine_options: Decorator[Any] = _all_of(gpu_option, machine_option, ram_option)
 """The machine to plan for; hand the three parameters to `machines.choose_machine`."""

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufdeploy.cli.command import command
-from ggufdeploy.cli.options import machine_options, model_argument, read_settings, revision_option, wish_options
+from ggufdeploy.cli.options import (
+    extra_file_options,
+    machine_options,
+    model_argument,
+    read_settings,
+    revision_option,
+    wish_options,
+)
 from ggufdeploy.cli.output import Output
 from ggufdeploy.units import format_file_size
 
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 )
 @model_argument
 @wish_options
+@extra_file_options
 @machine_options
 @revision_option
 def plan(
@@ -36,6 +44,9 @@ def plan(
     machine_file: Path | None,
     ram_bytes: int | None,
     revision: str | None,
+    lora_files: tuple[Path, ...],
+    mmproj_file: Path | None,
+    draft_file: Path | None,
     out: Output,
     **wish: object,
 ) -> None:
@@ -43,9 +54,13 @@ def plan(
 
     Reads only headers from the Hub (a few MB) and downloads nothing.
     """
+    from ggufdeploy.planner.request import ExtraFile
+
+    beside = [path for path in (*lora_files, mmproj_file, draft_file) if path is not None]
+    wish["extra_files"] = tuple(ExtraFile(path.name, path.stat().st_size) for path in beside)
     planned = make_planned(model, wish, gpu, machine_file, ram_bytes, revision, out, read_settings())
     note_traffic(planned.source, out)
-    show(planned, out, simulated=gpu is not None or machine_file is not None or ram_bytes is not None)
+    show(planned, out)
 
 
 def note_traffic(source: Source, out: Output) -> None:
@@ -71,8 +86,9 @@ def make_planned(
     """Resolve and plan, saying on stderr what takes time; shared with `run`."""
     from ggufdeploy.cli.machines import choose_machine
     from ggufdeploy.deploy.measurements import recall
-    from ggufdeploy.deploy.planning import Wish, make
+    from ggufdeploy.deploy.planning import make
     from ggufdeploy.deploy.resolution import resolve
+    from ggufdeploy.deploy.wish import Wish
 
     found = choose_machine(gpu, machine_file, ram_bytes)
     for note in found.notes:
@@ -83,27 +99,27 @@ def make_planned(
         out.note(note)
     wish = {**wish, "quantization": wish.get("quantization") or quantization}
     machine = recall(found.machine, settings.state_dir)
-    return make(source, model, Wish(**wish), machine)  # type: ignore[arg-type]  # names are Wish's fields
+    return make(source, model, Wish(**wish), machine, settings=settings)  # type: ignore[arg-type]  # Wish's fields
 
 
-def show(planned: Planned, out: Output, *, simulated: bool) -> None:
+def show(planned: Planned, out: Output) -> None:
     """Print the plan on stdout: in words, or as the JSON document."""
     from ggufdeploy.planner.plan import plan_to_json
 
     if out.mode == "json":
         out.write(plan_to_json(planned.plan) + "\n")
     else:
-        out.result("\n".join(explanation(planned, simulated=simulated)), planned.plan)
+        out.result("\n".join(explanation(planned)), planned.plan)
 
 
-def explanation(planned: Planned, *, simulated: bool) -> list[str]:
+def explanation(planned: Planned) -> list[str]:
     """Return the plan in words."""
     from ggufdeploy.planner import explain
 
     plan = planned.plan
-    lines = ["SIMULATED: planned for hardware that is not this machine's."] if simulated else []
-    lines += [explain.headline(plan), explain.placement_line(plan), "", *explain.receipt(plan), ""]
-    lines += explain.ladder(plan, dict(planned.sizes))
+    lines = ["SIMULATED: planned for hardware that is not this machine's."] if plan.simulated else []
+    lines += [explain.headline(plan), explain.placement_line(plan), ""]
+    lines += [*explain.receipt(plan), "", *explain.ladder(plan)]
     for warning in plan.warnings:
         lines += ["", f"warning: {warning.message}"]
         lines += [f"  {line}" for line in (warning.hint or "").splitlines()]

@@ -17,12 +17,13 @@ from ggufdeploy.cli.options import (
 )
 from ggufdeploy.cli.output import Output
 from ggufdeploy.errors import NotFound
-from ggufdeploy.units import format_file_size
+from ggufdeploy.units import format_bytes, format_file_size
 
 if TYPE_CHECKING:
     from ggufdeploy.deploy.sources import Source
     from ggufdeploy.hardware.catalog import GpuSpec
     from ggufdeploy.hub.catalog import Artifact
+    from ggufdeploy.settings import Settings
 
 
 @command(
@@ -66,7 +67,7 @@ def pull(
     elif len(source.artifacts) == 1:
         artifact = source.artifacts[0]
     else:
-        artifact = _planned(source, model, wish, (gpu, machine_file, ram_bytes), out)
+        artifact = _planned(source, model, wish, (gpu, machine_file, ram_bytes), out, settings)
     if dry_run:
         _announce(source, artifact, settings.hf_cache_dir if source.repo else settings.cache_dir, out)
         return
@@ -83,31 +84,31 @@ def _planned(
     wish: dict[str, object],
     machine: tuple[tuple[GpuSpec, int] | None, Path | None, int | None],
     out: Output,
+    settings: Settings,
 ) -> Artifact:
     """Return the quantization that a plan chooses."""
     from ggufdeploy.cli.machines import choose_machine
-    from ggufdeploy.deploy.planning import Wish, make
+    from ggufdeploy.deploy.planning import make
+    from ggufdeploy.deploy.wish import Wish
     from ggufdeploy.planner.explain import headline
 
     if not source.artifacts:
         raise NotFound("quantization", source.name, f"{source.name} offers no GGUF quantization")
-    planned = make(source, model, Wish(**wish), choose_machine(*machine).machine)  # type: ignore[arg-type]  # its fields
+    here = choose_machine(*machine).machine
+    planned = make(source, model, Wish(**wish), here, settings=settings)  # type: ignore[arg-type]  # Wish's fields
     out.note(headline(planned.plan))
     return planned.artifact
 
 
 def _announce(source: Source, artifact: Artifact, place: Path, out: Output) -> None:
     """Print what would be fetched to `place`."""
+    from ggufdeploy.deploy.sources import LocalSource
     from ggufdeploy.hardware.detect import free_disk_bytes
 
-    here = [source.here_bytes(file) for file in artifact.files]
-    rows = [
-        (file.path, format_file_size(file.n_bytes), format_file_size(had))
-        for file, had in zip(artifact.files, here, strict=True)
-    ]
-    missing, free = artifact.total_bytes - sum(here), free_disk_bytes(place)
+    free = free_disk_bytes(place)
+    verb = "here already" if isinstance(source, LocalSource) else "would fetch"
+    rows = [(file.path, format_file_size(file.n_bytes)) for file in artifact.files]
     document = {**describe_source(source), **describe_artifact(artifact), "path": None, "dry_run": True}
-    what = f"would fetch {format_file_size(missing)}" if missing else "all here already"
-    out.note(f"{source.name} {artifact.quantization}: {what}")
-    out.table(("FILE", ">SIZE", ">HERE"), rows, {**document, "missing_bytes": missing, "free_disk_bytes": free})
-    out.note(f"{format_file_size(free)} free at {place}")
+    out.note(f"{verb}: {source.name} {artifact.quantization}: {format_file_size(artifact.total_bytes)}")
+    out.table(("FILE", ">SIZE"), rows, {**document, "free_disk_bytes": free})
+    out.note(f"{format_bytes(free)} free at {place}; files that are here already are not fetched again")

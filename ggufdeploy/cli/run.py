@@ -153,9 +153,14 @@ def _plan(
     planned = make_planned(model, wish, None, None, None, revision, out, settings)
     plan = planned.plan
     if dry_run:
-        show(planned, out, simulated=False)
+        show(planned, out)
         return planned
-    for line in (explain.headline(plan), explain.placement_line(plan), *explain.receipt(plan)):
+    for line in (
+        explain.headline(plan),
+        explain.reason_line(plan),
+        explain.placement_line(plan),
+        *explain.receipt(plan),
+    ):
         out.note(line)
     for warning in plan.warnings:
         if warning.code != "estimate":  # the file is about to be here, and planned again

@@ -107,7 +107,7 @@ def _chosen(source: Source, quantization: str | None) -> Artifact | None:
 def _show_ladder(source: Source, model: str, context_tokens: int | None, machine: Machine, out: Output) -> None:
     """Print all quantizations, the largest first, and whether they fit. model: as it was typed."""
     from ggufdeploy.deploy.ladder import judge
-    from ggufdeploy.deploy.planning import Wish
+    from ggufdeploy.deploy.wish import Wish
 
     ladder = judge(source, Wish(context_tokens=context_tokens), machine)
     rows = [

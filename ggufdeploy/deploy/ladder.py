@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufdeploy.deploy.planning import Wish, make_request, prepare
+from ggufdeploy.deploy.planning import prepare
 from ggufdeploy.deploy.sources import Source
+from ggufdeploy.deploy.wish import Wish, make_request
 from ggufdeploy.errors import AccessDenied, BadGguf, GgufdeployError, NotFound, Unreachable
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.hub.catalog import Artifact
+from ggufdeploy.planner.budget import HOST_MARGIN_BYTES, budget_bytes
 from ggufdeploy.planner.memory import FormulaMemory
 from ggufdeploy.planner.placement import Strategy
-from ggufdeploy.planner.request import HeaderSource, PlanRequest
-from ggufdeploy.planner.search import HOST_MARGIN_BYTES, Option, Verdict, budget_bytes, search
+from ggufdeploy.planner.request import HeaderSource
+from ggufdeploy.planner.search import Option, Verdict, search
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def judge(source: Source, wish: Wish, machine: Machine) -> Ladder:
         bare = tuple(Rung(artifact, None, None) for artifact in artifacts)
         request = make_request(wish, source.profile)
         return Ladder(bare, request.context_tokens, request.slots, None, problem)
-    options = search(found, request, machine, FormulaMemory()).options
-    fits = {option.candidate.quantization: _fit(option, request, machine) for option in options}
+    options = search(found, request, machine, FormulaMemory()).ladder
+    fits = {option.candidate.quantization: _fit(option, machine) for option in options}
     n_params = candidates.n_params
     rungs = tuple(
         Rung(artifact, artifact.total_bytes * 8 / n_params if n_params else None, fits[artifact.quantization])
@@ -77,7 +79,7 @@ def judge(source: Source, wish: Wish, machine: Machine) -> Ladder:
     return Ladder(rungs, request.context_tokens, request.slots, found[0].header_source, None)
 
 
-def _fit(option: Option, request: PlanRequest, machine: Machine) -> Fit:
+def _fit(option: Option, machine: Machine) -> Fit:
     placement = option.placement
     return Fit(
         option.verdict,
@@ -85,14 +87,14 @@ def _fit(option: Option, request: PlanRequest, machine: Machine) -> Fit:
         placement.n_gpu_layers,
         placement.n_layers_total,
         placement.cpu_expert_layers,
-        _free_bytes(option, request, machine),
+        _free_bytes(option, machine),
         option.short_bytes if machine.devices else None,
     )
 
 
-def _free_bytes(option: Option, request: PlanRequest, machine: Machine) -> int | None:
+def _free_bytes(option: Option, machine: Machine) -> int | None:
     if option.verdict == "gpu":
-        budgets = (budget_bytes(device, request) for device in machine.devices)
+        budgets = (budget_bytes(device, option.request) for device in machine.devices)
         pairs = zip(budgets, option.usage.devices, strict=True)
         return sum(max(budget - part.total_bytes, 0) for budget, part in pairs)
     if option.verdict == "cpu":

@@ -143,7 +143,7 @@ def plan_config(
     place, engine = plan.placement, plan.engine
     return EngineConfig(
         model_path=str(model_path),
-        context_tokens=kv_cells(plan.context_tokens),
+        context_tokens=kv_cells(max(plan.context_tokens, plan.kv_pool_tokens or 0)),
         slots=plan.slots,
         n_gpu_layers=place.n_gpu_layers,
         n_batch=engine.n_batch,

@@ -10,8 +10,9 @@ from pathlib import Path
 from ggufdeploy.deploy import lessons
 from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.oracle import plan_config
-from ggufdeploy.deploy.planning import Planned, Wish, make
+from ggufdeploy.deploy.planning import Planned, make
 from ggufdeploy.deploy.sources import Source
+from ggufdeploy.deploy.wish import Wish
 from ggufdeploy.engine.loadlog import Refusal, find_refusal, tells_out_of_memory
 from ggufdeploy.engine.request import EngineConfig
 from ggufdeploy.errors import DoesNotFit, EngineError, GgufdeployError, LoadFailed
@@ -148,10 +149,9 @@ class Deployment:
             ) from error
 
     def _plan(self, source: Source, wish: Wish, machine: Machine) -> Planned:
-        learned = lessons.load(self._settings)
-        extra = max((learned.extra_bytes(device) for device in machine.devices), default=0) or self._unsaved_bytes
-        wish = replace(wish, reserve_bytes=wish.reserve_bytes + extra)
-        return make(source, self.planned.plan.model.ref, wish, machine, rpc_endpoints=self._rpc_endpoints)
+        wish = replace(wish, reserve_bytes=wish.reserve_bytes + self._unsaved_bytes)
+        ref = self.planned.plan.model.ref
+        return make(source, ref, wish, machine, settings=self._settings, rpc_endpoints=self._rpc_endpoints)
 
     def _better(self, machine: Machine) -> str | None:
         """Return the command for another quantization that runs wholly on the GPUs, where the user named none."""

@@ -10,8 +10,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from ggufdeploy.engine.request import TensorOverride
 from ggufdeploy.errors import LoadFailed
 
@@ -107,6 +105,8 @@ class Batch:
     """One llama_batch over our own arrays, filled again for every step. Holds at most `capacity` tokens."""
 
     def __init__(self, capacity: int, batch_type: Any) -> None:
+        import numpy as np  # not at the top: planning imports this file and no arrays, and has 0.1 s to lose
+
         self._tokens = np.zeros(capacity, np.int32)
         self._positions = np.zeros(capacity, np.int32)
         self._counts = np.ones(capacity, np.int32)

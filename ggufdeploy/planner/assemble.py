@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ggufdeploy.hardware.machine import Machine
-from ggufdeploy.planner.advice import Advice
+from ggufdeploy.planner.advice import Advice, numbered
+from ggufdeploy.planner.budget import HOST_MARGIN_BYTES, available_bytes, kept_free_bytes, overhead_bytes, ram_tier
+from ggufdeploy.planner.memory import FormulaMemory
 from ggufdeploy.planner.plan import (
     Plan,
     PlanAlternative,
@@ -14,19 +16,15 @@ from ggufdeploy.planner.plan import (
     PlanKvCache,
     PlanModel,
     PlanPlacement,
+    PlanPoint,
     PlanQuantization,
     PlanSpeed,
     PlanWarning,
 )
+from ggufdeploy.planner.reasons import why_chosen, why_not
 from ggufdeploy.planner.request import PlanRequest
-from ggufdeploy.planner.search import (
-    HOST_MARGIN_BYTES,
-    Option,
-    SearchResult,
-    margin_bytes,
-    overhead_bytes,
-)
-from ggufdeploy.units import format_bytes, format_file_size, format_rate
+from ggufdeploy.planner.search import Option, SearchResult, front, longest_context_tokens
+from ggufdeploy.units import format_bytes, format_rate
 
 
 def make_plan(
@@ -41,7 +39,7 @@ def make_plan(
     advice: Sequence[Advice],
 ) -> Plan:
     """Assemble the plan for `chosen`; `result` supplies the alternatives, `advice` the ways out of offloading."""
-    info, placement = chosen.candidate.info, chosen.placement
+    info, placement, wish = chosen.candidate.info, chosen.placement, chosen.request
     parts = (*chosen.usage.devices, chosen.usage.host)
     return Plan(
         model=PlanModel(
@@ -54,9 +52,9 @@ def make_plan(
             chosen.candidate.files,
             chosen.candidate.total_bytes,
         ),
-        context_tokens=request.context_tokens,
-        slots=request.slots,
-        kv_cache=PlanKvCache(request.kv_type, request.kv_type, sum(part.kv_bytes for part in parts)),
+        context_tokens=wish.context_tokens,
+        slots=wish.slots,
+        kv_cache=PlanKvCache(wish.kv_type, wish.kv_type, sum(part.kv_bytes for part in parts)),
         verdict=chosen.verdict,
         placement=PlanPlacement(
             placement.n_gpu_layers,
@@ -66,13 +64,17 @@ def make_plan(
             placement.tensor_split,
             placement.overrides(),
         ),
-        engine=PlanEngine(request.n_ubatch, request.n_ubatch, True, "mmap", max(machine.physical_cores, 1)),
+        engine=PlanEngine(wish.n_ubatch, wish.n_ubatch, True, "mmap", max(machine.physical_cores, 1)),
         devices=_devices(chosen, request, machine),
         speed=_speed(chosen),
         memory_source=chosen.usage.source,
         header_source=chosen.candidate.header_source,
         warnings=_warnings(chosen, request, machine, advice),
-        alternatives=tuple(_alternative(option, chosen, request) for option in result.options),
+        alternatives=tuple(_alternative(option, chosen, machine) for option in result.ladder),
+        simulated=machine.simulated,
+        reason=why_chosen(chosen, result, request),
+        kv_pool_tokens=wish.kv_pool_tokens,
+        pareto=tuple(_point(option) for option in front(result.options)),
     )  # fmt: skip
 
 
@@ -80,18 +82,20 @@ def _devices(chosen: Option, request: PlanRequest, machine: Machine) -> tuple[Pl
     rows = []
     for device, part in zip(machine.devices, chosen.usage.devices, strict=True):
         overhead = overhead_bytes(device) if part.total_bytes else 0
-        margin = (0 if device.kind == "rpc" else margin_bytes(device)) + request.reserve_bytes
+        extra = request.extra_bytes if part.total_bytes else 0
         rows.append(
             PlanDevice(
                 device.name, device.kind, device.total_bytes, device.free_bytes,
-                part.weights_bytes, part.kv_bytes, part.compute_bytes, overhead, margin, part.total_bytes + overhead,
+                part.weights_bytes, part.kv_bytes, part.compute_bytes, overhead, kept_free_bytes(device, request),
+                part.total_bytes + overhead + extra, extra,
             )
         )  # fmt: skip
-    host = chosen.usage.host
+    host, extra = chosen.usage.host, 0 if machine.devices else request.extra_bytes
     rows.append(
         PlanDevice(
             "CPU", "cpu", machine.ram_total_bytes, machine.ram_available_bytes,
-            host.weights_bytes, host.kv_bytes, host.compute_bytes, 0, HOST_MARGIN_BYTES, host.total_bytes,
+            host.weights_bytes, host.kv_bytes, host.compute_bytes, 0, HOST_MARGIN_BYTES, host.total_bytes + extra,
+            extra,
         )
     )  # fmt: skip
     return tuple(rows)
@@ -116,7 +120,7 @@ def _warnings(
 ) -> tuple[PlanWarning, ...]:
     warnings = []
     if chosen.verdict != "gpu" and machine.devices:
-        hint = "\n".join(f"{a.text}: {a.command}" if a.command else a.text for a in advice) or None
+        hint = numbered(advice) or None
         if chosen.placement.n_gpu_layers:
             warnings.append(PlanWarning("offload_speed", offload_sentence(chosen), hint))
         else:
@@ -132,6 +136,10 @@ def _warnings(
                 "add RAM, or choose a smaller quantization",
             )
         )
+    elif chosen.verdict != "gpu" and ram_tier(chosen.usage.host, machine, request) == "tight":
+        left = format_bytes(machine.ram_available_bytes - chosen.usage.host.total_bytes)
+        message = f"Only {left} of RAM stay free: what else runs can push the weights out, to be read from disk again."
+        warnings.append(PlanWarning("ram_tight", message, "close other programs, or choose a smaller quantization"))
     if chosen.speed.host_bandwidth_assumed and chosen.verdict != "gpu":
         warnings.append(
             PlanWarning(
@@ -154,13 +162,17 @@ def _warnings(
 def offload_sentence(chosen: Option) -> str:
     """Say what stays in RAM and what that costs, in numbers (law 5)."""
     placement, host = chosen.placement, chosen.usage.host
-    if placement.strategy == "experts":
-        what = f"the experts of {placement.cpu_expert_layers} of {placement.n_layers} layers"
-    else:
-        what = f"{len(placement.host_layers)} of {placement.n_layers} layers"
-    size = host.weights_bytes + host.kv_bytes
+    n_host = len(placement.host_layers)
+    experts = sum(
+        placement.experts_on_host(layer.index) and layer.expert_bytes > 0 and layer.index >= n_host
+        for layer in chosen.candidate.info.layers
+    )
+    parts = [f"{n_host} of {placement.n_layers} layers"] if n_host or not experts else []
+    parts += [f"the experts of {experts} of {placement.n_layers} layers"] if experts else []
+    what = " and ".join(parts)
+    size = format_bytes(host.weights_bytes + host.kv_bytes) + (" with their KV cache" if host.kv_bytes else "")
     now, best = chosen.speed.decode_tokens_per_s, chosen.all_gpu_speed.decode_tokens_per_s
-    sentence = f"{what} ({format_bytes(size)} with their KV cache) stay in system RAM"
+    sentence = f"{what} ({size}) stay in system RAM"
     if now is None or best is None:
         return sentence + "; the speed cost is unknown, because this GPU's bandwidth is."
     return (
@@ -169,33 +181,28 @@ def offload_sentence(chosen: Option) -> str:
     )
 
 
-def _alternative(option: Option, chosen: Option, request: PlanRequest) -> PlanAlternative:
+def _alternative(option: Option, chosen: Option, machine: Machine) -> PlanAlternative:
+    wish, used = option.request, sum(part.total_bytes for part in option.usage.devices)
     return PlanAlternative(
         option.candidate.quantization,
-        request.kv_type,
-        request.context_tokens,
+        wish.kv_type,
+        wish.context_tokens,
         option.verdict,
         option.placement.n_gpu_layers,
         _round(option.speed.decode_tokens_per_s),
         option.quality,
-        None if option.candidate is chosen.candidate else _why_not(option, chosen),
+        None if option is chosen else why_not(option, chosen),
+        option.candidate.total_bytes,
+        option.placement.strategy,
+        option.placement.cpu_expert_layers,
+        used if machine.devices else None,
+        available_bytes(machine, wish) if machine.devices else None,
+        longest_context_tokens(option.candidate, wish, machine, FormulaMemory()),
     )
 
 
-def _why_not(option: Option, chosen: Option) -> str:
-    if option.verdict == "impossible":
-        short = f", {_short(option)} of VRAM short" if option.short_bytes else ""
-        return f"does not fit: {format_file_size(option.candidate.total_bytes)}{short}"
-    if option.verdict == "disk" and chosen.verdict not in ("gpu", "disk"):
-        return "exceeds the RAM: part of it would be read from disk"
-    if option.short_bytes and chosen.verdict == "gpu":
-        now, rate = option.speed.decode_tokens_per_s, chosen.speed.decode_tokens_per_s
-        slower = f", {rate / now:.1f} times slower" if now and rate else ""
-        return f"does not fit in VRAM ({_short(option)} short){slower}"
-    if option.quality is not None and chosen.quality is not None and option.quality < chosen.quality:
-        return "lower quality than the chosen one"
-    return "slower than the chosen one"
-
-
-def _short(option: Option) -> str:
-    return format_bytes(option.short_bytes)
+def _point(option: Option) -> PlanPoint:
+    assert option.score is not None
+    return PlanPoint(
+        option.candidate.quantization, option.request.kv_type, option.verdict, option.score, round(option.decode, 2)
+    )

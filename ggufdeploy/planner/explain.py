@@ -23,6 +23,11 @@ def headline(plan: Plan) -> str:
     return f"{plan.model.name} {plan.quantization.name}: {_VERDICTS[plan.verdict]}{speed}"
 
 
+def reason_line(plan: Plan) -> str:
+    """Return why this quantization and KV type."""
+    return f"chosen: {plan.reason}"
+
+
 def receipt(plan: Plan) -> list[str]:
     """Return the memory account of every device that is used, as lines of at most 80 columns."""
     lines = []
@@ -37,11 +42,13 @@ def _device_lines(device: PlanDevice, plan: Plan) -> list[str]:
     weights = "profile" if plan.header_source == "profile" else "file"
     kind = "RAM" if device.kind == "cpu" else "VRAM"
     free = f"{device.free_bytes / GIB:.2f} GiB {kind} free of {device.total_bytes / GIB:.2f}"
+    cells = max(plan.context_tokens, plan.kv_pool_tokens or 0)
     rows = [
         ("weights", device.weights_bytes, weights),
-        ("KV cache", device.kv_bytes, f"{plan.context_tokens:,} tokens, {plan.kv_cache.key_type}"),
+        ("KV cache", device.kv_bytes, f"{cells:,} tokens, {plan.kv_cache.key_type}"),
         ("compute buffers", device.compute_bytes, source),
         ("outside llama.cpp", device.overhead_bytes, "cuBLAS and activation pools"),
+        ("other files", device.extra_bytes, "held back"),
     ]
     lines = [f"{device.name}: {free}"]
     lines += [f"  {name:<18}{size / GIB:>9.2f} GiB   {note}" for name, size, note in rows if size]
@@ -58,43 +65,57 @@ def placement_line(plan: Plan) -> str:
     place = plan.placement
     text = f"n_gpu_layers {place.n_gpu_layers} of {place.n_layers_total}"
     if place.overrides:
-        text += f", experts of {len(place.overrides)} layers on the CPU"
+        text += f", experts of {len(place.overrides)} layers in RAM"
     used = [f"{share:.0f}" for share in place.tensor_split if share]
     if len(used) > 1:
         text += f", split {'/'.join(used)} over {len(used)} GPUs"
     return text
 
 
-def ladder(plan: Plan, sizes: dict[str, int]) -> list[str]:
-    """Return the table of quantizations at this request; the chosen one has a star. sizes: file bytes by name."""
-    header = ("", "quantization", "size", "where", "layers", "tokens/s", "quality", "why not")
-    rows = [_ladder_row(item, plan, sizes) for item in plan.alternatives]
-    return _columns([header, *rows])
+def ladder(plan: Plan) -> list[str]:
+    """Return the table of quantizations at this request; the chosen one has a star and the reason."""
+    header = ("", "quantization", "size", "KV", "where", "VRAM GiB", "longest context", "tokens/s", "quality", "why")
+    rows = [header, *(_ladder_row(item, plan) for item in plan.alternatives)]
+    if all(item.vram_available_bytes is None for item in plan.alternatives):
+        rows = [row[:5] + row[6:] for row in rows]
+    return _columns(rows, left={"", "quantization", "KV", "where", "why"})
 
 
-def _ladder_row(item: PlanAlternative, plan: Plan, sizes: dict[str, int]) -> tuple[str, ...]:
-    rate = item.decode_tokens_per_s
-    where = {"gpu": "GPU", "offload": "GPU+RAM", "cpu": "CPU", "disk": "disk", "impossible": "-"}[item.verdict]
+def _ladder_row(item: PlanAlternative, plan: Plan) -> tuple[str, ...]:
+    rate, runs = item.decode_tokens_per_s, item.verdict != "impossible"
+    used, available = item.vram_used_bytes, item.vram_available_bytes
     return (
         "*" if item.why_not is None else "",
         item.quantization,
-        format_file_size(sizes[item.quantization]) if item.quantization in sizes else "?",
-        where,
-        f"{item.n_gpu_layers}/{plan.placement.n_layers_total}" if item.verdict != "impossible" else "-",
-        format_rate(rate).removesuffix(" tokens/s") if rate is not None and item.verdict != "impossible" else "-",
+        format_file_size(item.total_bytes) if item.total_bytes is not None else "?",
+        item.kv_type,
+        _where(item, plan),
+        f"{used / GIB:.1f}/{available / GIB:.1f}" if runs and used is not None and available is not None else "-",
+        f"{item.longest_context_tokens:,}" if item.longest_context_tokens is not None else "-",
+        format_rate(rate).removesuffix(" tokens/s") if rate is not None and runs else "-",
         f"{item.quality:.3f}" if item.quality is not None else "?",
-        item.why_not or "chosen",
+        item.why_not if item.why_not is not None else plan.reason,
     )
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def _where(item: PlanAlternative, plan: Plan) -> str:
+    """Return "GPU", what of it is in RAM, or where else it is."""
+    if item.verdict in ("cpu", "disk", "impossible"):
+        return {"cpu": "RAM", "disk": "disk", "impossible": "-"}[item.verdict]
+    if item.strategy == "experts":
+        return f"GPU, experts of {item.cpu_expert_layers} in RAM"
+    total = plan.placement.n_layers_total
+    return "GPU" if item.n_gpu_layers == total else f"GPU {item.n_gpu_layers}/{total}, RAM"
+
+
+def _columns(rows: Sequence[Sequence[str]], *, left: set[str]) -> list[str]:
+    """Align the rows; the first is the header, and names the columns that are aligned to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    right = {2, 4, 5, 6}
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for name, cell, width in zip(rows[0], row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
     return lines

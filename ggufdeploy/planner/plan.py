@@ -74,7 +74,10 @@ class PlanEngine:
 
 @dataclass(frozen=True)
 class PlanDevice:
-    """used_bytes: weights, KV, compute and overhead. margin_bytes: kept free on purpose."""
+    """used_bytes: weights, KV, compute and overhead. margin_bytes: kept free on purpose.
+
+    extra_bytes: held back for files beside the model (adapters, projectors, drafts); part of used_bytes.
+    """
 
     name: str
     kind: Literal["gpu", "cpu", "rpc"]
@@ -86,6 +89,7 @@ class PlanDevice:
     overhead_bytes: int
     margin_bytes: int
     used_bytes: int
+    extra_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,11 @@ class PlanWarning:
 
 @dataclass(frozen=True)
 class PlanAlternative:
-    """Another quantization at the same request. why_not: one reason; null for the chosen one."""
+    """A quantization at the same request. why_not: one reason; null for the chosen one.
+
+    vram_used_bytes of vram_available_bytes: by the model on all GPUs, of what may be used there; the first can be the
+    larger one where it does not fit. longest_context_tokens: wholly in VRAM (in RAM without a GPU), null for none.
+    """
 
     quantization: str
     kv_type: KvType
@@ -119,6 +127,23 @@ class PlanAlternative:
     decode_tokens_per_s: float | None
     quality: float | None
     why_not: str | None
+    total_bytes: int | None = None
+    strategy: Strategy | None = None
+    cpu_expert_layers: int | None = None
+    vram_used_bytes: int | None = None
+    vram_available_bytes: int | None = None
+    longest_context_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """One point of the Pareto front: no other option is both better (quality of weights and KV) and faster."""
+
+    quantization: str
+    kv_type: KvType
+    verdict: Verdict
+    quality: float
+    decode_tokens_per_s: float
 
 
 @dataclass(frozen=True)
@@ -126,6 +151,8 @@ class Plan:
     """Everything needed to fetch, load and explain one deployment; all sizes in bytes, all contexts in tokens.
 
     header_fetched_bytes: what planning read over the network, 0 when all headers were here; null: not recorded.
+    simulated: for hardware that is not this machine's. reason: why this quantization and KV type. kv_pool_tokens: cells
+    that all slots share, null when that is the context. pareto: best quality first.
     """
 
     model: PlanModel
@@ -143,6 +170,10 @@ class Plan:
     warnings: tuple[PlanWarning, ...]
     alternatives: tuple[PlanAlternative, ...]
     header_fetched_bytes: int | None = None
+    simulated: bool = False
+    reason: str = ""
+    kv_pool_tokens: int | None = None
+    pareto: tuple[PlanPoint, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

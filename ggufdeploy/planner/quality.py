@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 
 # Mean KL divergence to F16 on Llama-3-8B, best first: with an importance matrix (WikiText, 10M tokens) from Q4_K_M on,
 # without one above, where it makes no difference. Source: llama.cpp tools/perplexity/README.md.
@@ -53,9 +54,16 @@ _KLD: dict[str, float | None] = {
 _RANK = {name: rank for rank, name in enumerate(_KLD)}
 FLOOR = "Q3_K_S"
 """The last quantization that `balanced` accepts when something better would run with part of it in system RAM."""
+# Mean KL divergence of a KV cache (keys and values alike) to an f16 one. q8_0: 0.0010 on Llama-3-8B at 512 tokens
+# (llama.cpp pull request 7412), 0.0067 on a Qwen 35B at 8,192 (LLMKube issue 601); the larger one counts. The others:
+# not measured at long contexts, so what that type does to weights stands for it.
+_KV_KLD = {"q8_0": 0.0067} | {kind: _KLD[kind.upper()] or 0.0 for kind in ("q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")}
+# Three times what q8_0 costs, and about the step from Q4_K_M to Q6_K: a clearly better quantization.
+_KV_PRICE = 0.02
 _PREFIX = re.compile(r"^(UD-|I1-)+", re.IGNORECASE)
 
 
+@cache
 def rank(quantization: str) -> float | None:
     """Return the place in the order of quality, 0 is best; None for an unknown name.
 
@@ -67,6 +75,7 @@ def rank(quantization: str) -> float | None:
     return place - 0.5 if quantization.upper().startswith("UD-") else float(place)
 
 
+@cache
 def quality(quantization: str) -> float | None:
     """Return exp(-KLD): 1 is as F16, lower is worse. Interpolated between measured neighbours; None if unknown."""
     place = rank(quantization)
@@ -83,3 +92,13 @@ def meets_floor(quantization: str) -> bool:
     """Tell whether `balanced` accepts it; unknown names are accepted, nothing speaks against them."""
     place = rank(quantization)
     return place is None or place <= _RANK[FLOOR]
+
+
+def kv_quality(kv_type: str) -> float:
+    """Return what a KV type leaves of the quality: exp(-KLD), 1 for 16 and 32 bits."""
+    return math.exp(-_KV_KLD.get(kv_type, 0.0))
+
+
+def kv_price(kv_type: str) -> float:
+    """Return how much better the weights must be for `balanced` to take a KV cache of this type; 0 for 16 bits."""
+    return _KV_PRICE if kv_type in _KV_KLD else 0.0

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # the command line reads this module's choices for --help
     from ggufdeploy.hardware.machine import Device
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-Preference = Literal["balanced", "quality", "speed"]
+Preference = Literal["balanced", "quality", "speed", "context"]
 OffloadPolicy = Literal["auto", "experts", "layers", "none"]
 
 CONTEXT_STEP_TOKENS = 256
@@ -49,12 +49,22 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """context_tokens: longest single request, and the KV cells that all slots share.
+class ExtraFile:
+    """A file loaded beside the model: an adapter, a projector, a draft model."""
 
-    quantization: None lets the planner choose. reserve_bytes: kept free on every GPU beyond the planner's own margin.
-    min_decode_tokens_per_s: floor of a preset or flag, None for none. n_ubatch: prompt tokens per compute pass.
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """context_tokens: longest single request, and the KV cells that all slots share unless a larger pool is asked for.
+
+    quantization: None lets the planner choose. min_decode_tokens_per_s and min_quality (as `quality.quality`): floors,
+    None for none. n_ubatch: prompt tokens per compute pass. other_*: what else the planner may choose, in order of
+    preference; empty where the user decided. reserve_bytes: kept free on every GPU beyond the planner's own margin.
     kv_unified: False gives each slot cells of its own. n_outputs: rows of logits one pass can give, None: one per slot.
+    vram_budgets: (device name, most bytes to use there); None instead of a name means every GPU.
     """
 
     context_tokens: int
@@ -69,11 +79,24 @@ class PlanRequest:
     kv_unified: bool = True
     flash_attention: bool = True
     n_outputs: int | None = None
+    kv_pool_tokens: int | None = None
+    min_quality: float | None = None
+    other_kv_types: tuple[KvType, ...] = ()
+    other_ubatches: tuple[int, ...] = ()
+    other_slots: tuple[int, ...] = ()
+    vram_budgets: tuple[tuple[str | None, int], ...] = ()
+    learned: Learned = Learned()
+    extra_files: tuple[ExtraFile, ...] = ()
 
     @property
     def kv_cells(self) -> int:
         """Cells of the unified KV cache, as llama.cpp rounds them."""
-        return kv_cells(self.context_tokens)
+        return kv_cells(max(self.context_tokens, self.kv_pool_tokens or 0))
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes of all files beside the model."""
+        return sum(file.bytes for file in self.extra_files)
 
 
 HeaderSource = Literal["remote", "cache", "file", "profile"]

@@ -86,14 +86,14 @@ def test_choices_are_the_planners():
 
 
 def test_the_options_of_a_plan_are_the_fields_of_a_wish():
-    from ggufdeploy.deploy.planning import Wish
+    from ggufdeploy.deploy.wish import Wish
 
     @options.wish_options
     def function():
         pass
 
     names = {parameter.name for parameter in function.__click_params__}
-    assert names == set(Wish.__dataclass_fields__)
+    assert names | {"extra_files"} == set(Wish.__dataclass_fields__)  # files beside the model: of `plan` alone
 
 
 def test_defaults_of_the_server_are_the_servers():

@@ -6,11 +6,13 @@ import pytest
 
 from ggufdeploy.cli import machines
 from ggufdeploy.cli.machines import choose_machine
-from ggufdeploy.cli.options import BytesType, GpuType, TokensType
+from ggufdeploy.cli.options import BudgetType, BytesType, GpuType, QualityType, TokensType
 from ggufdeploy.errors import BadValue, NotFound
 from ggufdeploy.hardware.catalog import find_gpu
 from ggufdeploy.hardware.detect import Detection
 from ggufdeploy.hardware.machine import Machine, machine_to_json
+from ggufdeploy.hardware.nvidia import NvidiaReadings
+from ggufdeploy.planner.quality import quality
 from ggufdeploy.units import GIB
 
 HERE = Machine((), 64 * GIB, 60 * GIB, 8, 16, cpu_name="here")
@@ -19,7 +21,7 @@ THERE = Machine((), 512 * GIB, 500 * GIB, 32, 64, cpu_name="there")
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
-    monkeypatch.setattr(machines, "detect", lambda environ: Detection(HERE, ("a note",)))
+    monkeypatch.setattr(machines, "detect", lambda environ, readings=None: Detection(HERE, ("a note",)))
 
 
 @pytest.fixture
@@ -46,6 +48,14 @@ def test_gpus_and_ram_replace_parts_of_either(there):
         assert (machine.cpu_name, machine.ram_available_bytes, machine.simulated) == (cpu, 128 * GIB, True)
 
 
+def test_this_machines_gpus_are_not_looked_for_when_others_are_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(machines, "detect", lambda environ, readings: asked.append(readings) or Detection(HERE))
+    choose_machine((find_gpu("t4"), 1), None, None)
+    choose_machine(None, None, GIB)
+    assert asked == [NvidiaReadings(), None]
+
+
 def test_ram_alone_keeps_the_devices_and_counts_as_simulated():
     machine = choose_machine(None, None, GIB).machine
     assert (machine.devices, machine.ram_total_bytes, machine.simulated) == (HERE.devices, GIB, True)
@@ -69,6 +79,10 @@ def test_a_missing_file_is_named(tmp_path):
         (BytesType(), "8GiB", 8 * GIB),
         (BytesType(), "80GB", 80 * 10**9),
         (GpuType(), "rtx-4090:2", (find_gpu("rtx-4090"), 2)),
+        (BudgetType(), "cuda0=70GiB", ("CUDA0", 70 * GIB)),
+        (BudgetType(), "70GiB", (None, 70 * GIB)),
+        (QualityType(), "Q4_K_M", quality("Q4_K_M")),
+        (QualityType(), "0.95", 0.95),
     ],
 )
 def test_quantities_are_read_as_people_write_them(kind, text, value):
@@ -82,6 +96,13 @@ def test_quantities_are_read_as_people_write_them(kind, text, value):
         (["--ctx", "lots"], 2, "error: --ctx: 'lots' is not a quantity"),
         (["--ctx", "0"], 2, "error: --ctx: 0 tokens are too few"),
         (["--reserve", "1 parsec"], 2, "error: --reserve: '1 parsec' is not a quantity"),
+        (
+            ["--min-quality", "best"],
+            2,
+            "error: --min-quality: 'best' is no quantization and no number from 0 to 1",
+        ),
+        (["--min-quality", "1.5"], 2, "error: --min-quality: '1.5' is no quantization and no number from 0 to 1"),
+        (["--vram-budget", "cuda0=much"], 2, "error: --vram-budget: 'much' is not a quantity"),
         (["--gpu", "h100-sxm:none"], 2, "error: --gpu: 'none' is not a number of GPUs"),
         (["--gpu", "h100-sxn"], 3, "error: GPU not found: h100-sxn"),
     ],

@@ -6,16 +6,17 @@ import json
 
 import pytest
 
-from ggufdeploy.deploy.planning import Wish, make
+from ggufdeploy.deploy.planning import make
 from ggufdeploy.deploy.resolution import resolve
+from ggufdeploy.deploy.wish import Wish
 from ggufdeploy.gguf.model import model_info
 from ggufdeploy.hardware.catalog import find_gpu, simulate
 from ggufdeploy.hardware.machine import Machine
+from ggufdeploy.planner.budget import fits
 from ggufdeploy.planner.memory import FormulaMemory
 from ggufdeploy.planner.placement import Placement
 from ggufdeploy.planner.plan import plan_from_json, plan_to_json
 from ggufdeploy.planner.request import PlanRequest
-from ggufdeploy.planner.search import fits
 from ggufdeploy.units import GIB, format_file_size
 from tests.deploy.conftest import REPO, SHARDS, ggufdeploy
 
@@ -34,12 +35,12 @@ def by_name(document):
     ("context", "quantizations", "kv_bytes"),
     [
         (8192, {"Q4_K_S", "IQ4_XS"}, 1_879_048_192),
-        (32768, {"Q3_K_L", "IQ4_XS"}, 7_516_192_768),
+        (32768, {"Q3_K_L"}, 7_516_192_768),
         (65536, {"Q3_K_M", "Q3_K_L"}, 15_032_385_536),
     ],
 )
 def test_the_best_quantization_that_is_wholly_in_vram(mixtral_hub, context, quantizations, kv_bytes):
-    result = plan("--ctx", str(context))
+    result = plan("--ctx", str(context), "--kv-type", "f16")
     assert result.code == 0
     document = result.document
     assert document["verdict"] == "gpu"
@@ -50,6 +51,19 @@ def test_the_best_quantization_that_is_wholly_in_vram(mixtral_hub, context, quan
     card = document["devices"][0]
     assert card["used_bytes"] + card["margin_bytes"] <= card["free_bytes"]
     assert document["header_source"] == "remote"
+
+
+@pytest.mark.parametrize(
+    ("context", "quantization", "kv_type"),
+    [(8192, "Q4_K_S", "f16"), (32768, "IQ4_XS", "q8_0"), (65536, "Q3_K_M", "f16")],
+)
+def test_a_q8_0_kv_cache_is_taken_only_where_it_buys_a_clearly_better_quantization(
+    mixtral_hub, context, quantization, kv_type
+):
+    document = plan("--ctx", str(context)).document
+    assert (document["quantization"]["name"], document["kv_cache"]["key_type"]) == (quantization, kv_type)
+    assert document["verdict"] == "gpu"
+    assert ("q8_0 KV cache" in document["reason"]) == (kv_type == "q8_0")
 
 
 def test_q4_k_m_is_never_called_fitting_and_f16_is_281_gb_and_does_not_fit(mixtral_hub):
@@ -74,7 +88,7 @@ def test_f16_is_refused_with_its_281_gb_where_the_ram_is_small(mixtral_hub):
 
 
 def test_a_named_quantization_is_offloaded_with_the_speed_cost_in_numbers(mixtral_hub):
-    result = plan("--quant", "Q4_K_M", "--ctx", "32768")
+    result = plan("--quant", "Q4_K_M", "--ctx", "32768", "--offload", "layers")
     document = result.document
     assert document["verdict"] == "offload"
     assert document["quantization"]["name"] == "Q4_K_M"
@@ -87,15 +101,29 @@ def test_a_named_quantization_is_offloaded_with_the_speed_cost_in_numbers(mixtra
     assert "tokens/s instead of" in warning["message"]
     ratio = speed["all_gpu_decode_tokens_per_s"] / speed["decode_tokens_per_s"]
     assert f"{ratio:.1f} times slower" in warning["message"]
-    assert "--quant Q3_K_L --ctx 32768" in warning["hint"]
+    assert "1. IQ4_XS runs wholly in VRAM at this context with a q8_0 KV cache" in warning["hint"]
+    assert "--quant IQ4_XS --ctx 32768" in warning["hint"]
     assert "h100-sxm:2" in warning["hint"]
+
+
+def test_experts_of_the_fewest_layers_stay_in_ram_and_that_is_faster_than_whole_layers(mixtral_hub):
+    experts = plan("--quant", "Q4_K_M", "--ctx", "32768").document
+    layers = plan("--quant", "Q4_K_M", "--ctx", "32768", "--offload", "layers").document
+    assert experts["placement"]["strategy"] == "experts"
+    assert experts["placement"]["n_gpu_layers"] == 57
+    kept = len(experts["placement"]["overrides"])
+    assert 0 < kept < 10
+    assert experts["devices"][-1]["kv_bytes"] == 0
+    assert experts["speed"]["decode_tokens_per_s"] > layers["speed"]["decode_tokens_per_s"]
+    warning = next(w for w in experts["warnings"] if w["code"] == "offload_speed")
+    assert f"the experts of {kept} of 56 layers" in warning["message"]
 
 
 def test_one_more_layer_would_not_fit(mixtral_hub, settings):
     bare = Machine((), 256 * GIB, 256 * GIB, 32, 64)
     machine = simulate(find_gpu("h100-sxm"), 1, ram_bytes=256 * GIB, base=bare)
     source, _ = resolve("mixtral-8x22b", settings)
-    planned = make(source, "mixtral-8x22b", Wish(context_tokens=32768, quantization="Q4_K_M"), machine)
+    planned = make(source, "mixtral-8x22b", Wish(32768, quantization="Q4_K_M", offload="layers"), machine)
     layers = planned.plan.placement.n_gpu_layers
     headers = source.headers(planned.artifact)
     info = model_info([shard.header for shard in headers.shards])
@@ -114,8 +142,8 @@ def sent(hub):
 
 
 @pytest.mark.parametrize(
-    ("context", "at_most_bytes"), [(8192, 1_200_000), (32768, 2_400_000), (65536, 1_200_000)]
-)  # the quantization that is chosen, and at 32,768 one that misses by under 2 %
+    ("context", "at_most_bytes"), [(8192, 1_200_000), (32768, 2_400_000), (65536, 2_400_000)]
+)  # the quantization that is chosen, and from 32,768 on one that misses by under 2 %, with a q8_0 KV cache or without
 def test_planning_downloads_only_headers_and_says_how_many_bytes(mixtral_hub, context, at_most_bytes):
     document = plan("--ctx", str(context)).document
     n_bytes, _ = sent(mixtral_hub)
@@ -140,7 +168,8 @@ def test_show_estimates_from_64_kib_what_the_plan_finds(mixtral_hub, context):
     for entry in shown["quantizations"]:
         found = planned[entry["quantization"]]
         assert entry["fits"]["verdict"] == found["verdict"], entry["quantization"]
-        assert entry["fits"]["n_gpu_layers"] == pytest.approx(found["n_gpu_layers"], abs=1)
+        if entry["fits"]["strategy"] == found["strategy"]:  # experts and whole layers can be equally fast
+            assert entry["fits"]["n_gpu_layers"] == pytest.approx(found["n_gpu_layers"], abs=1)
     bits = {entry["quantization"]: entry["bits_per_weight"] for entry in shown["quantizations"]}
     assert bits["F16"] == pytest.approx(16, abs=0.01)
     assert bits["Q4_K_M"] == pytest.approx(4.87, abs=0.01)
@@ -169,9 +198,10 @@ def test_the_document_has_exactly_the_documented_keys(mixtral_hub):
     assert document["schema_version"] == 1
     assert set(document) == {
         "schema_version", "model", "quantization", "context_tokens", "slots", "kv_cache", "verdict", "placement",
-        "engine", "devices", "speed", "memory_source", "header_source", "header_fetched_bytes",
-        "warnings", "alternatives",
+        "engine", "devices", "speed", "memory_source", "header_source", "header_fetched_bytes", "warnings",
+        "alternatives", "simulated", "reason", "kv_pool_tokens", "pareto",
     }  # fmt: skip
+    assert document["simulated"] is True
     assert set(document["model"]) == {
         "ref", "name", "repo", "revision", "architecture", "n_params", "n_layers", "n_experts", "context_train_tokens",
     }  # fmt: skip
@@ -185,15 +215,17 @@ def test_the_document_has_exactly_the_documented_keys(mixtral_hub):
     assert set(document["engine"]) == {"n_batch", "n_ubatch", "flash_attention", "load_mode", "threads"}
     assert set(document["devices"][0]) == {
         "name", "kind", "total_bytes", "free_bytes", "weights_bytes", "kv_bytes", "compute_bytes", "overhead_bytes",
-        "margin_bytes", "used_bytes",
+        "margin_bytes", "used_bytes", "extra_bytes",
     }  # fmt: skip
     assert set(document["speed"]) == {
         "decode_tokens_per_s", "prefill_tokens_per_s", "all_gpu_decode_tokens_per_s", "slowdown",
     }  # fmt: skip
     assert set(document["alternatives"][0]) == {
         "quantization", "kv_type", "context_tokens", "verdict", "n_gpu_layers", "decode_tokens_per_s", "quality",
-        "why_not",
+        "why_not", "total_bytes", "strategy", "cpu_expert_layers", "vram_used_bytes", "vram_available_bytes",
+        "longest_context_tokens",
     }  # fmt: skip
+    assert set(document["pareto"][0]) == {"quantization", "kv_type", "verdict", "quality", "decode_tokens_per_s"}
 
 
 def test_a_plan_goes_to_json_and_back(mixtral_hub):

@@ -8,11 +8,12 @@ import pytest
 
 from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.oracle import plan_config
-from ggufdeploy.deploy.planning import Wish, make
+from ggufdeploy.deploy.planning import make
+from ggufdeploy.deploy.wish import Wish
 from ggufdeploy.engine.client import EngineClient
 from ggufdeploy.engine.request import Delta, EngineConfig, EngineInfo, GenerateRequest, SamplingParams, TextPrompt
 from ggufdeploy.hardware.machine import Device, Machine
-from ggufdeploy.planner.search import HOST_MARGIN_BYTES
+from ggufdeploy.planner.budget import HOST_MARGIN_BYTES
 from ggufdeploy.units import GIB, MIB
 from tests.rpc_device import rpc_device
 

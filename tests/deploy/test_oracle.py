@@ -12,8 +12,9 @@ import pytest
 from ggufdeploy.deploy import planning
 from ggufdeploy.deploy.local import local_source
 from ggufdeploy.deploy.oracle import EngineMemory, engine_config, model_file
-from ggufdeploy.deploy.planning import Wish, make
+from ggufdeploy.deploy.planning import make
 from ggufdeploy.deploy.sources import local_headers
+from ggufdeploy.deploy.wish import Wish
 from ggufdeploy.engine import dryrun
 from ggufdeploy.engine.dryrun import DeviceMemory, DryRun, DryRunAnswer
 from ggufdeploy.errors import BadValue, EngineError, NoDryRun

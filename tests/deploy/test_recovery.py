@@ -18,9 +18,10 @@ import pytest
 from ggufdeploy.deploy import lessons
 from ggufdeploy.deploy.instances import registered
 from ggufdeploy.deploy.local import local_source
-from ggufdeploy.deploy.planning import Planned, Wish, make
+from ggufdeploy.deploy.planning import Planned, make
 from ggufdeploy.deploy.recovery import Change, Deployment
 from ggufdeploy.deploy.running import Ready, ServeOptions, Voice, answer, listen, serve
+from ggufdeploy.deploy.wish import Wish
 from ggufdeploy.errors import DoesNotFit, LoadFailed
 from ggufdeploy.hardware.machine import Device, Machine
 from ggufdeploy.planner.plan import Plan

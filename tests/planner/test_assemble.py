@@ -43,7 +43,7 @@ def test_a_gpu_that_holds_no_layer_is_a_warning_with_the_cost_and_the_ways_out()
     assert warning.code == "cpu_only"
     assert "10 of 10 layers" in warning.message
     assert "times slower" in warning.message
-    assert warning.hint == "buy more: ggufdeploy plan m"
+    assert warning.hint == "1. buy more: ggufdeploy plan m"
 
 
 def test_the_chosen_row_says_the_same_as_the_plan():

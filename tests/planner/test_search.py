@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ggufdeploy.planner.budget import budget_bytes, fits
 from ggufdeploy.planner.memory import FormulaMemory
 from ggufdeploy.planner.rates import EFFICIENCY
 from ggufdeploy.planner.request import PlanRequest
-from ggufdeploy.planner.search import budget_bytes, evaluate, fits, search
+from ggufdeploy.planner.search import evaluate, search
 from ggufdeploy.units import GIB
 from tests.planner.models import candidate, gpu, machine, model
 
