@@ -133,6 +133,22 @@ def match_nvml_name(driver_name: str, total_bytes: int | None) -> GpuSpec | None
     return best if best is not None and distance(best) <= _SAME_CARD_TOLERANCE else None
 
 
+def mig_figures(driver_name: str, total_bytes: int) -> tuple[int | None, float | None]:
+    """Return (bandwidth in bytes/s, FP16 peak) of a MIG instance by its name, "NVIDIA H100 80GB HBM3 MIG 3g.40gb".
+
+    None: unknown.
+    An instance has whole eighths of the GPU's memory with their bandwidth, and sevenths of its multiprocessors.
+    Source: NVIDIA MIG User Guide, supported profiles.
+    """
+    match = re.fullmatch(r"(.+) MIG (\d)(?:c\.\d)?g\.\d+gb\S*", driver_name)
+    spec = match_nvml_name(match[1], None) if match else None
+    if match is None or spec is None:
+        return None, None
+    eighths = min(8, max(1, round(8 * total_bytes / spec.nvml_total_bytes)))
+    bandwidth, flops = spec.bandwidth_bytes_per_s, spec.fp16_flops_per_s
+    return bandwidth and bandwidth * eighths // 8, flops and flops * int(match[2]) / 7
+
+
 def simulate(spec: GpuSpec, count: int, *, ram_bytes: int | None = None, base: Machine) -> Machine:
     """Return `base` with its devices replaced by `count` idle cards, and its RAM by ram_bytes when given.
 

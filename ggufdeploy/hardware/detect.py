@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggufdeploy.hardware import cpu, nvidia
-from ggufdeploy.hardware.catalog import match_nvml_name
+from ggufdeploy.hardware.catalog import match_nvml_name, mig_figures
 from ggufdeploy.hardware.cpu import Ram
 from ggufdeploy.hardware.machine import Device, Machine
 from ggufdeploy.hardware.nvidia import NvidiaReading, NvidiaReadings
@@ -64,9 +64,12 @@ def _devices(readings: Sequence[NvidiaReading], ram: Ram) -> tuple[tuple[Device,
             notes.append(f"{reading.name} shares the system's RAM: what it uses is missing there")
             reading = replace(reading, total_bytes=ram.total_bytes, free_bytes=ram.available_bytes)
         device = nvidia.to_device(reading, spec, position=position)
+        if device is not None and reading.mig:
+            bandwidth, flops = mig_figures(reading.name, device.total_bytes)
+            device = replace(device, bandwidth_bytes_per_s=bandwidth, fp16_flops_per_s=flops)
         if device is not None:
             devices.append(device)
-            if spec is None:
+            if device.bandwidth_bytes_per_s is None:
                 notes.append(f"{reading.name} is not in the GPU catalogue: its bandwidth is unknown")
     return tuple(devices), notes
 

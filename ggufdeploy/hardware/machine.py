@@ -99,7 +99,7 @@ def load_machine(path: Path) -> Machine:
             "file",
             str(path),
             f"cannot read the machine file {path}: {error.strerror}",
-            hint="write one with: ggufdeploy doctor --json",
+            hint="write one with: ggufdeploy doctor --save-machine FILE",
         ) from error
     except UnicodeDecodeError as error:
         raise BadConfig(str(path), f"{path} is not UTF-8 text (byte {error.start:,})") from error

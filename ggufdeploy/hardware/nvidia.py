@@ -176,6 +176,9 @@ def _read_all(nvml: Any) -> NvidiaReadings:
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             slices = list(_mig_handles(nvml, handle))
+            if not slices and _mig_is_on(nvml, handle):
+                notes.append(f"GPU {index} is in MIG mode without an instance, so CUDA cannot use it")
+                continue
             for target in slices or [handle]:
                 devices.append(_read_one(nvml, target, handle, index, driver, mig=bool(slices)))
         except nvml.NVMLError as error:
@@ -208,9 +211,13 @@ def _memory(nvml: Any, handle: Any) -> Any:
     return second if second is not None else _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
 
 
-def _mig_handles(nvml: Any, handle: Any) -> Iterator[Any]:
+def _mig_is_on(nvml: Any, handle: Any) -> bool:
     mode = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
-    if not mode or not mode[0]:
+    return bool(mode and mode[0])
+
+
+def _mig_handles(nvml: Any, handle: Any) -> Iterator[Any]:
+    if not _mig_is_on(nvml, handle):
         return
     for position in range(_ask(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
         instance = _ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, position)

@@ -21,6 +21,7 @@ class FakeGpu:
     display: int | None = 0
     instances: list[FakeGpu] = field(default_factory=list)
     broken: bool = False
+    mig_on: bool = False
 
 
 class FakeNvml:
@@ -96,7 +97,7 @@ class FakeNvml:
     def nvmlDeviceGetMigMode(self, gpu):
         if gpu.capability is None or gpu.capability < (8, 0):
             raise self.NVMLError_NotSupported("Not Supported")
-        return [1, 1] if gpu.instances else [0, 0]
+        return [1, 1] if gpu.instances or gpu.mig_on else [0, 0]
 
     def nvmlDeviceGetMaxMigDeviceCount(self, gpu):
         return 7
@@ -109,3 +110,12 @@ class FakeNvml:
 
 # `nvidia-smi -q` of an idle H100 SXM, seen in a public repository: 516 MiB reserved, 0 used, 81042 free.
 IDLE_H100 = FakeGpu("NVIDIA H100 80GB HBM3", "GPU-f8844f98-2150", 81559, 81042, 516, (9, 0), None)
+
+# A desktop: the card that drives the screen has a part of its memory in use. The total is an RTX 4090's; what is used
+# and reserved is made up.
+DISPLAY_4090 = FakeGpu("NVIDIA GeForce RTX 4090", "GPU-0a1b2c3d-4e5f", 24564, 22310, 454, (8, 9), 1)
+
+
+def mig_instance(profile: str, total_mib: int, uuid: str) -> FakeGpu:
+    """An idle instance of an H100, as NVML names it; what is used and reserved is made up."""
+    return FakeGpu(f"NVIDIA H100 80GB HBM3 MIG {profile}", uuid, total_mib, total_mib - 60, 45, None, None)

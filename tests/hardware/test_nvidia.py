@@ -77,6 +77,12 @@ def test_mig_instances_are_read_instead_of_their_gpu():
     assert [reading.uuid for reading in visible] == ["MIG-2222"]
 
 
+def test_a_gpu_in_mig_mode_without_an_instance_is_left_out_and_mentioned():
+    result = read_devices(FakeNvml([replace(IDLE_H100, mig_on=True), replace(IDLE_H100, uuid="GPU-2")]))
+    assert [reading.uuid for reading in result.devices] == ["GPU-2"]
+    assert "GPU 0 is in MIG mode without an instance" in result.notes[0]
+
+
 def test_the_estimate_for_an_idle_h100_is_what_llama_cpp_reports_there():
     device = to_device(H100, find_gpu("h100-sxm"), position=0)
     assert device is not None
