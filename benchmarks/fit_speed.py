@@ -1,6 +1,6 @@
 """Fit the speed model's constants on published llama.cpp runs, and say how far they are off.
 
-    python benchmarks/fit_speed.py
+    python -m benchmarks.fit_speed
 
 Decode: seconds per token are linear in the unknowns (1 / efficiency and the costs per layer), so one least-squares fit
 of the relative error finds them all; it is reweighted towards the absolute error, because some published runs are off.

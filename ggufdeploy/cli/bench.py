@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ggufdeploy.settings import Settings
 
 SCHEMA_VERSION = 1
+_BUSY_SHARE = 0.5
+"""More runnable processes than this per core, and the figures are those of a shared machine."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ def _measure_ram(machine: Machine, settings: Settings, out: Output) -> int:
     from ggufdeploy.deploy.measurements import remember_bandwidth
     from ggufdeploy.deploy.measuring import measure_ram
 
+    load = os.getloadavg()[0]
+    if load > _BUSY_SHARE * machine.logical_cores:
+        out.warning(
+            f"this machine is busy (load {load:.1f} on {machine.logical_cores} cores): the figures will be too low",
+            "run it again when the machine is idle",
+        )
     out.note("measuring RAM bandwidth ...")
     bandwidth = measure_ram()
     path = remember_bandwidth(machine, bandwidth, settings.state_dir)

@@ -1,4 +1,4 @@
-"""The speed model's constants: fitted on published llama.cpp runs by `python benchmarks/fit_speed.py`.
+"""The speed model's constants: fitted on published llama.cpp runs by `python -m benchmarks.fit_speed`.
 
 benchmarks/data/speeds.csv holds the runs, each with its source; `tests/planner/test_rates.py` keeps the constants at
 what the fit says. docs/speed-model.md has the formula and how far it is off: on GPUs left out of the fit in turn, a
@@ -30,11 +30,10 @@ HOST_EXPERT_LAYER_S = 83e-6
 HOP_S = 380e-6
 """From one GPU to the next, per token. Layer splits over 2 and 4 GPUs, May 2024."""
 
-# Measured on 2 cores that read 42 to 48 GB/s: 8B models of Q4_0 and Q4_K_M decoded at 41 GB/s. Published runs on
-# desktops reach 82 % of the DIMMs' peak, which is about nine tenths of what cores read (fit: "efficiency host").
+# Measured on 2 cores, docs/benchmarks.md: an 8B model at 76 and 524 tokens of context, a 135M one at 76 to 4,108; all
+# six within 20 %. Published runs on desktops reach 82 % of the DIMMs' peak, about nine tenths of what cores read.
 HOST_EFFICIENCY = 0.92
 """Share of the RAM's measured read bandwidth."""
-# A 135M model on the same cores: 5.8 ms per token at a depth of 64 tokens, 24 ms at 2,048 and 34 ms at 4,096.
 HOST_LAYER_S = 100e-6
 ATTENTION_MACS_PER_S_AND_CORE = 2.4e9
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -24,6 +25,13 @@ def test_without_a_model_the_ram_is_measured_and_kept(run, ram, settings):
 def test_the_document(run, ram):
     assert run("bench", "--json").document == {"schema_version": 1, "ram_bandwidth_bytes_per_s": 42_000_000_000}
     assert run("bench", "-q").out == "42.0\n"
+
+
+def test_a_busy_machine_is_warned_about_because_its_figures_are_too_low(run, ram, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (500.0, 1.0, 1.0))
+    assert "busy (load 500.0 on " in run("bench").err
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 1.0, 1.0))
+    assert "busy" not in run("bench").err
 
 
 def test_forgetting(run, ram):
