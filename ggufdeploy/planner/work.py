@@ -72,7 +72,8 @@ def work_per_token(
 
 
 def _read_bytes(layer: LayerInfo, model: ModelInfo, kv_type: KvType, used_tokens: int) -> int:
-    return sum(active_bytes(layer, model)) + _cells(layer, used_tokens) * kv_row_bytes(layer, kv_type)
+    state_bytes = 2 * 4 * layer.state_elements  # a recurrent state is read and written back, in f32
+    return sum(active_bytes(layer, model)) + _cells(layer, used_tokens) * kv_row_bytes(layer, kv_type) + state_bytes
 
 
 def _cells(layer: LayerInfo, used_tokens: int) -> int:

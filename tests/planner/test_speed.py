@@ -48,6 +48,15 @@ def test_only_the_active_experts_are_read():
     assert work.expert_layers == 10
 
 
+def test_a_recurrent_state_is_read_and_written_and_does_not_grow_with_the_context():
+    plain, host = model(), machine(gpu(24 * GIB))
+    recurrent = replace(plain, layers=tuple(replace(x, kv_heads=0, state_elements=1000) for x in plain.layers))
+    (without,) = work_per_token(plain, "f16", WHOLE, host, 0)
+    for used_tokens in (0, 65536):
+        (work,) = work_per_token(recurrent, "f16", WHOLE, host, used_tokens)
+        assert work.read_bytes - without.read_bytes == 10 * 2 * 4 * 1000
+
+
 def test_experts_in_ram_are_read_there_and_cost_their_layers_a_detour():
     info, host = model(expert_bytes=GIB // 2), machine(gpu(24 * GIB))
     cpu, card = work_per_token(info, "f16", Placement(10, (11,), cpu_expert_layers=4), host, 0)
