@@ -17,7 +17,7 @@ from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.hardware.samples import HOST, SpeedSample
 from ggufdeploy.planner import rates
 from ggufdeploy.planner.placement import Placement
-from ggufdeploy.planner.work import SpeedPart, active_params, host_bandwidth, token_parts
+from ggufdeploy.planner.work import SpeedPart, active_params, host_of, token_parts
 
 Basis = Literal["measured", "calibrated", "estimated"]
 WEAKEST_FIRST: tuple[Basis, ...] = ("estimated", "calibrated", "measured")
@@ -63,7 +63,7 @@ def _scale(on_host: bool, ratios: Sequence[tuple[SpeedSample, float]], model: Mo
             return _times(width, found)
     if not on_host:
         return _ESTIMATED
-    return _ASSUMED_HOST if host_bandwidth(machine)[1] else _MEASURED_BANDWIDTH
+    return _ASSUMED_HOST if host_of(machine).assumed else _MEASURED_BANDWIDTH
 
 
 def prefill_from_samples(model: ModelInfo, placement: Placement, machine: Machine) -> float | None:

@@ -58,6 +58,8 @@ HOST_TO_GPU_BYTES_PER_S = 22_000_000_000
 # cores read from two channels of DDR4-3200. Every figure that rests on this says so.
 ASSUMED_SERVER_BYTES_PER_S = 184_000_000_000
 ASSUMED_DESKTOP_BYTES_PER_S = 45_600_000_000
+ASSUMED_SERVER_CORES = 32
+ASSUMED_DESKTOP_CORES = 8
 
 
 def memory_class(compute_capability: str | None) -> MemoryClass:

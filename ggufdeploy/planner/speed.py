@@ -17,7 +17,7 @@ from ggufdeploy.planner import rates
 from ggufdeploy.planner.calibration import WEAKEST_FIRST, Basis, Scale, prefill_from_samples, scales
 from ggufdeploy.planner.placement import Placement
 from ggufdeploy.planner.request import PlanRequest
-from ggufdeploy.planner.work import SpeedPart, active_params, host_bandwidth, token_parts, work_per_token
+from ggufdeploy.planner.work import SpeedPart, active_params, host_of, token_parts, work_per_token
 from ggufdeploy.units import format_bytes
 
 _SMALL_PART = 0.1  # of a token's time: what it rests on does not decide what the whole rests on
@@ -49,7 +49,7 @@ def predict(
     used = request.context_tokens // 2 if used_tokens is None else used_tokens
     works = work_per_token(model, request.kv_type, placement, machine, used)
     parts = token_parts(works, machine)
-    assumed = host_bandwidth(machine)[1] and any(work.device == HOST for work in works)
+    assumed = host_of(machine).assumed and any(work.device == HOST for work in works)
     prefill = _prefill(model, request, placement, machine)
     if not parts:
         return Speed(None, prefill, assumed)

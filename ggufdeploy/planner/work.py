@@ -90,12 +90,22 @@ def _work(
     return Work(device, read_bytes, len(layers), experts, wide, moved, model.n_heads * elements)
 
 
-def host_bandwidth(machine: Machine) -> tuple[int, bool]:
-    """Return (bytes/s, assumed) of the host's memory."""
+@dataclass(frozen=True)
+class Host:
+    """What the host can do. assumed: its bandwidth is not known, so it is taken for a typical one, cores and all."""
+
+    bandwidth_bytes_per_s: int
+    cores: int
+    assumed: bool
+
+
+def host_of(machine: Machine) -> Host:
+    """Return the machine's host; behind simulated GPUs stands not the host of the machine one plans on."""
     if machine.ram_bandwidth_bytes_per_s is not None:
-        return machine.ram_bandwidth_bytes_per_s, False
-    server = any(rates.memory_class(device.compute_capability) == "hbm" for device in machine.devices)
-    return (rates.ASSUMED_SERVER_BYTES_PER_S if server else rates.ASSUMED_DESKTOP_BYTES_PER_S), True
+        return Host(machine.ram_bandwidth_bytes_per_s, machine.physical_cores, False)
+    if any(rates.memory_class(device.compute_capability) == "hbm" for device in machine.devices):
+        return Host(rates.ASSUMED_SERVER_BYTES_PER_S, rates.ASSUMED_SERVER_CORES, True)
+    return Host(rates.ASSUMED_DESKTOP_BYTES_PER_S, rates.ASSUMED_DESKTOP_CORES, True)
 
 
 def token_parts(works: Sequence[Work], machine: Machine) -> tuple[SpeedPart, ...] | None:
@@ -115,8 +125,9 @@ def token_parts(works: Sequence[Work], machine: Machine) -> tuple[SpeedPart, ...
 
 
 def _host_part(work: Work, machine: Machine) -> SpeedPart:
-    read_s = work.read_bytes / (rates.HOST_EFFICIENCY * host_bandwidth(machine)[0])
-    attention_s = work.attention_macs / (rates.ATTENTION_MACS_PER_S_AND_CORE * machine.physical_cores)
+    host = host_of(machine)
+    read_s = work.read_bytes / (rates.HOST_EFFICIENCY * host.bandwidth_bytes_per_s)
+    attention_s = work.attention_macs / (rates.ATTENTION_MACS_PER_S_AND_CORE * host.cores)
     return SpeedPart(HOST, work.read_bytes, read_s, work.layers, work.layers * rates.HOST_LAYER_S, attention_s)
 
 

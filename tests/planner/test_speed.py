@@ -106,6 +106,16 @@ def test_a_measured_ram_bandwidth_calibrates_and_an_assumed_one_widens_the_range
     assert width(estimated) > width(calibrated)
 
 
+def test_an_unknown_host_has_typical_cores_and_not_those_of_the_machine_one_plans_on():
+    h100 = replace(gpu(8 * GIB), compute_capability="9.0")
+    small, large = (replace(machine(h100), ram_bandwidth_bytes_per_s=None, physical_cores=cores) for cores in (2, 64))
+    placement = Placement(10, (5,))
+    assert predict(model(), REQUEST, placement, small) == predict(model(), REQUEST, placement, large)
+    known = [replace(host, ram_bandwidth_bytes_per_s=184_000_000_000) for host in (small, large)]
+    two, sixty_four = (predict(model(), REQUEST, placement, host).decode_tokens_per_s for host in known)
+    assert two < sixty_four
+
+
 def test_a_run_of_the_same_model_is_predicted_as_measured():
     info, host = model(), machine(gpu(24 * GIB))
     fast = predict(info, REQUEST, WHOLE, host, used_tokens=64).decode_tokens_per_s
