@@ -118,7 +118,8 @@ def explanation(planned: Planned) -> list[str]:
 
     plan = planned.plan
     lines = ["SIMULATED: planned for hardware that is not this machine's."] if plan.simulated else []
-    lines += [explain.headline(plan), explain.placement_line(plan), ""]
+    lines += [explain.headline(plan), explain.placement_line(plan)]
+    lines += [plan.speed.bottleneck, ""] if plan.speed.bottleneck else [""]
     lines += [*explain.receipt(plan), "", *explain.ladder(plan)]
     for warning in plan.warnings:
         lines += ["", f"warning: {warning.message}"]

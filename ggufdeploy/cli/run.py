@@ -159,6 +159,7 @@ def _plan(
         explain.headline(plan),
         explain.reason_line(plan),
         explain.placement_line(plan),
+        *([plan.speed.bottleneck] if plan.speed.bottleneck else []),
         *explain.receipt(plan),
     ):
         out.note(line)

@@ -24,6 +24,7 @@ from ggufdeploy.planner.plan import (
 from ggufdeploy.planner.reasons import why_chosen, why_not
 from ggufdeploy.planner.request import PlanRequest
 from ggufdeploy.planner.search import Option, SearchResult, front, longest_context_tokens
+from ggufdeploy.planner.speed import bottleneck
 from ggufdeploy.units import format_bytes, format_rate
 
 
@@ -108,6 +109,10 @@ def _speed(chosen: Option) -> PlanSpeed:
         prefill_tokens_per_s=_round(chosen.speed.prefill_tokens_per_s),
         all_gpu_decode_tokens_per_s=_round(best),
         slowdown=round(best / now, 2) if now and best else None,
+        decode_low_tokens_per_s=_round(chosen.speed.decode_low_tokens_per_s),
+        decode_high_tokens_per_s=_round(chosen.speed.decode_high_tokens_per_s),
+        basis=chosen.speed.basis if now else None,
+        bottleneck=bottleneck(chosen.speed),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggufdeploy.planner.plan import Plan, PlanAlternative, PlanDevice
+from ggufdeploy.planner.plan import Plan, PlanAlternative, PlanDevice, PlanSpeed
 from ggufdeploy.units import GIB, format_file_size, format_rate
 
 _VERDICTS = {
@@ -18,9 +18,19 @@ _VERDICTS = {
 
 def headline(plan: Plan) -> str:
     """Return the plan in one sentence."""
-    rate = plan.speed.decode_tokens_per_s
-    speed = f", about {format_rate(rate)} (estimate)" if rate is not None else ""
-    return f"{plan.model.name} {plan.quantization.name}: {_VERDICTS[plan.verdict]}{speed}"
+    return f"{plan.model.name} {plan.quantization.name}: {_VERDICTS[plan.verdict]}{_speed(plan.speed)}"
+
+
+def _speed(speed: PlanSpeed) -> str:
+    if speed.decode_tokens_per_s is None:
+        return ""
+    low, high = speed.decode_low_tokens_per_s, speed.decode_high_tokens_per_s
+    span = f"{_digits(low)} to {_digits(high)}, " if low is not None and high is not None else ""
+    return f", about {format_rate(speed.decode_tokens_per_s)} ({span}{speed.basis or 'estimated'})"
+
+
+def _digits(tokens_per_s: float) -> str:
+    return format_rate(tokens_per_s).removesuffix(" tokens/s")
 
 
 def reason_line(plan: Plan) -> str:
@@ -92,7 +102,7 @@ def _ladder_row(item: PlanAlternative, plan: Plan) -> tuple[str, ...]:
         _where(item, plan),
         f"{used / GIB:.1f}/{available / GIB:.1f}" if runs and used is not None and available is not None else "-",
         f"{item.longest_context_tokens:,}" if item.longest_context_tokens is not None else "-",
-        format_rate(rate).removesuffix(" tokens/s") if rate is not None and runs else "-",
+        _digits(rate) if rate is not None and runs else "-",
         f"{item.quality:.3f}" if item.quality is not None else "?",
         item.why_not if item.why_not is not None else plan.reason,
     )

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from ggufdeploy.errors import BadConfig
+from ggufdeploy.planner.calibration import Basis
 from ggufdeploy.planner.placement import Strategy
 from ggufdeploy.planner.request import HeaderSource, KvType, PlanFile
 from ggufdeploy.planner.search import Verdict
@@ -94,12 +95,20 @@ class PlanDevice:
 
 @dataclass(frozen=True)
 class PlanSpeed:
-    """Of one stream; null: unknown. slowdown: all-GPU speed over this speed."""
+    """Of one stream; null: unknown. slowdown: all-GPU speed over this speed.
+
+    decode_low_tokens_per_s, decode_high_tokens_per_s: where decode will be, nine times of ten. basis: what that rests
+    on: "measured", "calibrated" or "estimated". bottleneck: what a token waits for most, in a sentence.
+    """
 
     decode_tokens_per_s: float | None
     prefill_tokens_per_s: float | None
     all_gpu_decode_tokens_per_s: float | None
     slowdown: float | None
+    decode_low_tokens_per_s: float | None = None
+    decode_high_tokens_per_s: float | None = None
+    basis: Basis | None = None
+    bottleneck: str | None = None
 
 
 @dataclass(frozen=True)
