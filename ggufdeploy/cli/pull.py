@@ -17,7 +17,7 @@ from ggufdeploy.cli.options import (
 )
 from ggufdeploy.cli.output import Output
 from ggufdeploy.errors import NotFound
-from ggufdeploy.units import format_bytes, format_file_size
+from ggufdeploy.units import format_file_size
 
 if TYPE_CHECKING:
     from ggufdeploy.deploy.sources import Source
@@ -102,13 +102,16 @@ def _planned(
 
 def _announce(source: Source, artifact: Artifact, place: Path, out: Output) -> None:
     """Print what would be fetched to `place`."""
-    from ggufdeploy.deploy.sources import LocalSource
     from ggufdeploy.hardware.detect import free_disk_bytes
 
-    free = free_disk_bytes(place)
-    verb = "here already" if isinstance(source, LocalSource) else "would fetch"
-    rows = [(file.path, format_file_size(file.n_bytes)) for file in artifact.files]
+    here = [source.here_bytes(file) for file in artifact.files]
+    rows = [
+        (file.path, format_file_size(file.n_bytes), format_file_size(had))
+        for file, had in zip(artifact.files, here, strict=True)
+    ]
+    missing, free = artifact.total_bytes - sum(here), free_disk_bytes(place)
     document = {**describe_source(source), **describe_artifact(artifact), "path": None, "dry_run": True}
-    out.note(f"{verb}: {source.name} {artifact.quantization}: {format_file_size(artifact.total_bytes)}")
-    out.table(("FILE", ">SIZE"), rows, {**document, "free_disk_bytes": free})
-    out.note(f"{format_bytes(free)} free at {place}; files that are here already are not fetched again")
+    what = f"would fetch {format_file_size(missing)}" if missing else "all here already"
+    out.note(f"{source.name} {artifact.quantization}: {what}")
+    out.table(("FILE", ">SIZE", ">HERE"), rows, {**document, "missing_bytes": missing, "free_disk_bytes": free})
+    out.note(f"{format_file_size(free)} free at {place}")

@@ -19,7 +19,7 @@ from ggufdeploy.hub.catalog import (
     parse_quantization,
     unknown_quantization,
 )
-from ggufdeploy.hub.download import Progress, download_artifact
+from ggufdeploy.hub.download import Progress, download_artifact, here_bytes
 from ggufdeploy.hub.header import HeaderReader
 from ggufdeploy.hub.pypi import cached_pypi_model, fetch_pypi_model
 from ggufdeploy.hub.session import HubClient
@@ -109,6 +109,10 @@ class Source(ABC):
         """Return the artifact's headers, downloading nothing else; None when they cannot be had without the file."""
 
     @abstractmethod
+    def here_bytes(self, file: GgufFile) -> int:
+        """Return how many bytes of a file are on this disk already and need not be fetched."""
+
+    @abstractmethod
     def fetch(self, artifact: Artifact, on_progress: OnProgress) -> Path:
         """Make the artifact complete and verified on this disk; return its first shard."""
 
@@ -148,6 +152,10 @@ class HubSource(Source):
             for file, got in zip(artifact.files, fetched, strict=True)
         )
         return Headers(shards, "cache" if all(got.from_cache for got in fetched) else "remote")
+
+    def here_bytes(self, file: GgufFile) -> int:
+        """See Source."""
+        return here_bytes(self._client, self._catalogue.repo, file)
 
     def fetch(self, artifact: Artifact, on_progress: OnProgress) -> Path:
         """See Source: into the Hugging Face cache."""
@@ -191,6 +199,10 @@ class LocalSource(Source):
         """See Source. Raises BadGguf for a damaged or cut file."""
         return local_headers([Path(file.path) for file in artifact.files])
 
+    def here_bytes(self, file: GgufFile) -> int:
+        """See Source: all."""
+        return file.n_bytes
+
     def fetch(self, artifact: Artifact, on_progress: OnProgress) -> Path:
         """See Source: nothing to do."""
         return Path(artifact.files[0].path)
@@ -220,6 +232,10 @@ class PackageSource(Source):
         path = cached_pypi_model(self._source, self._settings)
         return local_headers([path]) if path else None
 
+    def here_bytes(self, file: GgufFile) -> int:
+        """See Source: all or nothing."""
+        return file.n_bytes if cached_pypi_model(self._source, self._settings) else 0
+
     def fetch(self, artifact: Artifact, on_progress: OnProgress) -> Path:
         """See Source."""
         return fetch_pypi_model(self._source, self._settings, on_progress)
@@ -247,6 +263,10 @@ class ProfileSource(Source):
     def headers(self, artifact: Artifact) -> Headers | None:
         """See Source: none."""
         return None
+
+    def here_bytes(self, file: GgufFile) -> int:
+        """See Source: nothing; the cache was looked at before."""
+        return 0
 
     def fetch(self, artifact: Artifact, on_progress: OnProgress) -> Path:
         """Raise the reason the Hub could not be asked."""

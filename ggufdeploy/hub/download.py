@@ -45,7 +45,7 @@ def download_artifact(
         cache.entry(commit, file.path)
     reporter = Reporter(on_progress, artifact.total_bytes)
     job = _Job(client, cache, commit, reporter, stop or (lambda: False), fanout or Fanout())
-    require_space(cache, [file for file in artifact.files if not job.is_here(file)])
+    require_space(cache, [file for file in artifact.files if not _is_here(cache, file)])
     for file in artifact.files:
         job.complete(file)
     entries = [cache.link(commit, file) for file in artifact.files]
@@ -84,15 +84,10 @@ class _Job:
         self._reporter, self._stop, self._fanout = reporter, stop, fanout
         self._verified = VerifiedFiles(client.settings)
 
-    def is_here(self, file: GgufFile) -> bool:
-        """Whether a blob of the right size exists; its contents are another question."""
-        blob = self._cache.blob(file)
-        return blob.is_file() and blob.stat().st_size == file.n_bytes
-
     def complete(self, file: GgufFile) -> None:
         """Adopt the blob that is here, or fetch it; a second full try follows a wrong checksum."""
         with self._locked(file):
-            if self.is_here(file) and self._is_right(file):
+            if _is_here(self._cache, file) and self._is_right(file):
                 self._report("done", file, file.n_bytes)
                 return
             try:
@@ -162,6 +157,18 @@ class _Job:
 
     def _report(self, phase: Phase, file: GgufFile, done_bytes: int, detail: str | None = None) -> None:
         self._reporter.report(phase, file.path, done_bytes, file.n_bytes, detail=detail)
+
+
+def here_bytes(client: HubClient, repo: str, file: GgufFile) -> int:
+    """Return how much of a file need not be fetched any more."""
+    cache = RepoCache(client.settings.hf_cache_dir, repo)
+    return file.n_bytes if _is_here(cache, file) else partial_bytes(cache, file)
+
+
+def _is_here(cache: RepoCache, file: GgufFile) -> bool:
+    """Whether a blob of the right size exists; its contents are another question."""
+    blob = cache.blob(file)
+    return blob.is_file() and blob.stat().st_size == file.n_bytes
 
 
 def partial_bytes(cache: RepoCache, file: GgufFile) -> int:

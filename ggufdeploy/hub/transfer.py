@@ -25,7 +25,7 @@ from ggufdeploy.units import format_file_size
 
 _TICK_S, _FINAL_TICK_S = 0.05, 0.005
 # How often what was written is made to survive a crash of the machine, too.
-_SYNC_S = 15.0
+_SYNC_S = 5.0
 _HASHING_SHOWS_S = 1.0
 
 Stop = Callable[[], bool]

@@ -78,6 +78,14 @@ def test_pull_dry_run_fetches_nothing(run, hub, settings):
     assert not list(settings.hf_cache_dir.rglob("*.gguf"))
 
 
+def test_pull_dry_run_counts_what_is_here(run, hub):
+    total = sizes(hub)["tiny.Q8_0.gguf"]
+    assert run("pull", f"{REPO}:Q8_0", "--dry-run", "--json").document["missing_bytes"] == total
+    assert run("pull", f"{REPO}:Q8_0").code == 0
+    assert run("pull", f"{REPO}:Q8_0", "--dry-run", "--json").document["missing_bytes"] == 0
+    assert "all here already" in run("pull", f"{REPO}:Q8_0", "--dry-run").err
+
+
 def test_pull_without_a_quantization_takes_what_a_plan_takes(run, hub):
     machine = ("--gpu", "h100-sxm", "--ctx", "512", "--slots", "1")
     document = run("pull", REPO, *machine, "--json").document

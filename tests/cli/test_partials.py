@@ -55,6 +55,7 @@ def test_ctrl_c_keeps_the_partial_and_prints_the_command_that_resumes(hub, big, 
     assert "Traceback" not in err
     assert cache.partial(file).is_file()
     hub.rate_bytes_per_s = None
+    assert 0 < run("pull", f"{REPO}:Q5_0", "--dry-run", "--json").document["missing_bytes"] < SIZE - 100_000
     hub.requests.clear()
     assert run("pull", f"{REPO}:Q5_0", "--revision", "main").code == 0
     (asked,) = [request.range for request in hub.requests if request.server == "cdn"]
