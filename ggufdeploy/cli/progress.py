@@ -43,21 +43,22 @@ def _ignore(report: Progress) -> None:
 
 
 class _Lines:
-    """Says when a file is checked, starts, waits and is complete, and now and then how far all are; thread-safe."""
+    """Says when a file is checked, starts, waits and is complete, and now and then how far it is; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._spoke_at = time.monotonic()
-        self._phases: dict[str, str] = {}
+        self._phases: dict[str, tuple[str, str | None]] = {}
         self._started: dict[str, tuple[float, int]] = {}
 
     def __call__(self, report: Progress) -> None:
         with self._lock:
-            news = self._phases.get(report.file) != report.phase
-            self._phases[report.file] = report.phase
+            now = (report.phase, report.detail)
+            news = self._phases.get(report.file) != now
+            self._phases[report.file] = now
             if report.phase == "downloading":
                 self._started.setdefault(report.file, (time.monotonic(), report.file_done_bytes))
-            line = report.detail or (self._line(report) if news else self._so_far(report))
+            line = self._line(report) if news else self._so_far(report)
             if line:
                 self._spoke_at = time.monotonic()
         if line:
@@ -73,6 +74,8 @@ class _Lines:
         return f"{done} of {total}, {rate}/s, {format_duration(report.remaining_s)} left"
 
     def _line(self, report: Progress) -> str | None:
+        if report.detail:
+            return report.detail
         size, here = format_file_size(report.file_total_bytes), report.file_done_bytes
         if report.phase == "checking":
             return f"checking {report.file}: {size}"
@@ -115,11 +118,13 @@ class _Bars:
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self._total: TaskID | None = None
+        self._said: str | None = None
 
     def __call__(self, report: Progress) -> None:
-        if report.detail:
-            self._shown.console.print(printable(report.detail), markup=False, highlight=False)
         with self._lock:
+            if report.detail and report.detail != self._said:
+                self._shown.console.print(printable(report.detail), markup=False, highlight=False)
+            self._said = report.detail
             if self._total is None and report.total_bytes > report.file_total_bytes:
                 self._total = self._shown.add_task("all files", total=report.total_bytes)
             task = self._tasks.get(report.file)

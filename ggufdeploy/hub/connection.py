@@ -30,9 +30,10 @@ _STOP_S = 2.0
 
 @dataclass(frozen=True)
 class Retrying:
-    """A connection failed and will try again. detail: a sentence."""
+    """A connection failed and will try again. cause: a sentence; wait_s: how long it waits before."""
 
-    detail: str
+    cause: str
+    wait_s: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Task:
 
 
 class Crew:
-    """The connections of one file. events: what they tell, each ending with exactly one Ended."""
+    """The connections of one file. events: what they tell, each ending with exactly one Ended, and what `fail` adds."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -106,9 +107,9 @@ class Crew:
             return None
 
     def excuse(self, connection: Connection) -> bool:
-        """Let a connection go unless it is the last one working; return whether it may."""
+        """Let a connection go unless the others cannot do without it: the last one, or the one that works alone."""
         with self._lock:
-            if self._working == {connection}:
+            if self._working == {connection} or self.alone is connection:
                 return False
             self._working.discard(connection)
             return True
@@ -125,10 +126,16 @@ class Crew:
                 return False
             return self.alone is connection
 
+    def fail(self, error: BaseException) -> None:
+        """End the download for a reason that no connection met; from any thread."""
+        self.events.put(Ended(error, 1))
+
     def gone(self, connection: Connection, error: BaseException | None) -> None:
         """Record a connection's end."""
         with self._lock:
             self._working.discard(connection)
+            if self.alone is connection:
+                self.alone = None
         self.events.put(Ended(error, connection.failures))
 
 
@@ -184,7 +191,7 @@ class Connection(threading.Thread):
             return False
         if wait_s is None:
             raise error
-        self._crew.events.put(Retrying(f"{error.message}; trying again in {wait_s:.0f} s"))
+        self._crew.events.put(Retrying(error.message, wait_s))
         self._crew.stopping.wait(wait_s)
         return True
 

@@ -86,10 +86,17 @@ class _Job:
 
     def complete(self, file: GgufFile) -> None:
         """Adopt the blob that is here, or fetch it; a second full try follows a wrong checksum."""
+        # What is whole needs no lock, so it can also be used from a disk that is read-only.
+        if self._is_whole(file):
+            self._report("done", file, file.n_bytes)
+            return
         with self._locked(file):
-            if _is_here(self._cache, file) and self._is_right(file):
+            if self._is_whole(file):
                 self._report("done", file, file.n_bytes)
                 return
+            if _is_here(self._cache, file):
+                self._cache.blob(file).replace(self._cache.damaged(file))
+                self._make_room(file)
             try:
                 blob = self._fetch(file)
             except ChecksumMismatch:
@@ -102,8 +109,10 @@ class _Job:
     def _fetch(self, file: GgufFile) -> Path:
         return Transfer(self._client, self._cache, self._commit, file, self._reporter, self._stop, self._fanout).run()
 
-    def _is_right(self, file: GgufFile) -> bool:
-        """Hash a blob that another program put here, once; put it aside when it is damaged."""
+    def _is_whole(self, file: GgufFile) -> bool:
+        """Whether the blob is here and right; one that another program put here is hashed, once."""
+        if not _is_here(self._cache, file):
+            return False
         blob = self._cache.blob(file)
         if self._verified.knows(blob, file):
             return True
@@ -114,13 +123,14 @@ class _Job:
                 raise DownloadStopped(file, file.n_bytes)
             self._report("checking", file, min(done, file.n_bytes - 1))
 
-        feed(digest, blob, on_bytes)
-        if digest.hexdigest() == checksum(file):
-            self._verified.remember(blob, file)
-            return True
-        blob.replace(self._cache.damaged(file))
-        self._make_room(file)
-        return False
+        try:
+            feed(digest, blob, on_bytes)
+        except FileNotFoundError:  # another process has found it damaged and put it aside
+            return False
+        if digest.hexdigest() != checksum(file):
+            return False
+        self._verified.remember(blob, file)
+        return True
 
     def _make_room(self, file: GgufFile) -> None:
         """Give up the damaged contents when the disk cannot hold them beside the next try."""
@@ -167,8 +177,10 @@ def here_bytes(client: HubClient, repo: str, file: GgufFile) -> int:
 
 def _is_here(cache: RepoCache, file: GgufFile) -> bool:
     """Whether a blob of the right size exists; its contents are another question."""
-    blob = cache.blob(file)
-    return blob.is_file() and blob.stat().st_size == file.n_bytes
+    try:
+        return cache.blob(file).stat().st_size == file.n_bytes
+    except FileNotFoundError:
+        return False
 
 
 def partial_bytes(cache: RepoCache, file: GgufFile) -> int:

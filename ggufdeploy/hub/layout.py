@@ -93,13 +93,17 @@ class RepoCache:
             fresh.symlink_to(target)
             fresh.replace(entry)
         # huggingface_hub leaves this marker after a 404 and then denies the file even when it is there.
-        (self.folder / ".no_exist" / commit / file.path).unlink(missing_ok=True)
+        denial = self.folder / ".no_exist" / commit / file.path
+        if denial.exists():
+            denial.unlink(missing_ok=True)
         return entry
 
     def write_ref(self, revision: str, commit: str) -> None:
-        """Record that a branch or tag names `commit`, as huggingface_hub expects offline."""
+        """Record that a branch or tag names `commit`, as huggingface_hub expects offline, unless that is known."""
         if not _REVISION.fullmatch(revision) or ".." in revision:
             raise ValueError(f"not a revision: {revision}")
+        if self.read_ref(revision) == commit:
+            return
         ref = self.folder / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         fresh = ref.with_name(f".{ref.name[:200]}.{os.getpid()}")

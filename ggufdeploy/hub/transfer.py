@@ -27,6 +27,8 @@ _TICK_S, _FINAL_TICK_S = 0.05, 0.005
 # How often what was written is made to survive a crash of the machine, too.
 _SYNC_S = 5.0
 _HASHING_SHOWS_S = 1.0
+# When the network goes, all connections fail within seconds: it is said once, and then this often.
+_RETRIES_SHOW_S = 5.0
 
 Stop = Callable[[], bool]
 
@@ -59,6 +61,7 @@ class Transfer:
         self._sidecar = new_sidecar(cache.repo, commit, file.path, file.n_bytes)
         self._note_lock = threading.Lock()
         self._reported_bytes, self._reported_at = -1, 0.0
+        self._retry_said_at = -_RETRIES_SHOW_S
 
     def run(self) -> Path:
         """Fetch, verify and move into place; return the blob.
@@ -68,22 +71,23 @@ class Transfer:
         """
         self._partial.parent.mkdir(parents=True, exist_ok=True)
         with open_partial(self._partial) as out:
-            self._pick_up(out)
             try:
+                self._pick_up(out)
                 actual = self._fetch()
                 os.fsync(out.fileno())
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
                 raise self._disk_full() from error
+        right = actual == checksum(self._file)
+        place = self._cache.blob(self._file) if right else self._cache.damaged(self._file)
+        # The note goes last: a process killed between the two must not leave a whole file that nothing vouches for.
+        self._partial.replace(place)
         self._note.unlink(missing_ok=True)
-        if actual != checksum(self._file):
-            self._partial.replace(self._cache.damaged(self._file))
+        if not right:
             raise ChecksumMismatch(self._file.path, checksum(self._file), actual)
-        blob = self._cache.blob(self._file)
-        self._partial.replace(blob)
-        _sync_folder(blob.parent)
-        return blob
+        _sync_folder(place.parent)
+        return place
 
     def _pick_up(self, out: io.FileIO) -> None:
         """Go on from what an earlier process left, if its note is there to say which parts of the partial are good."""
@@ -102,7 +106,7 @@ class Transfer:
             self._fanout.range_bytes, self._write_note,
         )  # fmt: skip
         crew, follower = Crew(task), Follower(self._file, self._partial, self._ranges)
-        syncing = threading.Thread(target=self._sync_now_and_then, args=(crew.stopping,), daemon=True)
+        syncing = threading.Thread(target=self._sync_now_and_then, args=(crew,), daemon=True)
         missing = self._file.n_bytes - self._ranges.here_bytes
         try:
             follower.start()
@@ -123,7 +127,7 @@ class Transfer:
             self._report_bytes()
             event = crew.next_event(_TICK_S if crew.working else _FINAL_TICK_S)
             if isinstance(event, Retrying):
-                self._report("retrying", self._ranges.here_bytes, event.detail)
+                self._report_retry(event)
             elif isinstance(event, Ended) and event.error is not None:
                 raise self._failure(event.error, event.failures)
             elif not crew.working and self._ranges.here_bytes < self._file.n_bytes:
@@ -131,13 +135,16 @@ class Transfer:
         if follower.error is not None:
             raise follower.error
 
-    def _sync_now_and_then(self, stopping: threading.Event) -> None:
+    def _sync_now_and_then(self, crew: Crew) -> None:
         """Have what was written reach the disk, and note how far, so that a crash of the machine costs seconds."""
-        with open_partial(self._partial) as out:
-            while not stopping.wait(_SYNC_S):
-                written = self._ranges.here
-                os.fsync(out.fileno())
-                self._write_note(synced=written)
+        try:
+            with open_partial(self._partial) as out:
+                while not crew.stopping.wait(_SYNC_S):
+                    written = self._ranges.here
+                    os.fsync(out.fileno())
+                    self._write_note(synced=written)
+        except BaseException as caught:  # noqa: BLE001  # raised by the thread that waits for the file
+            crew.fail(caught)  # some file systems say only here that they are full
 
     def _write_note(self, synced: tuple[Interval, ...] | None = None) -> None:
         """Note what is written now, and what is synced if that is news; from any thread."""
@@ -155,6 +162,13 @@ class Transfer:
             self._reported_bytes, self._reported_at = here, now
         elif here == self._file.n_bytes and now - self._reported_at > _HASHING_SHOWS_S:
             self._report("checking", here)
+            self._reported_at = now
+
+    def _report_retry(self, event: Retrying) -> None:
+        now = time.monotonic()
+        if now - self._retry_said_at >= _RETRIES_SHOW_S:
+            self._retry_said_at = now
+            self._report("retrying", self._ranges.here_bytes, f"{event.cause}; trying again in {event.wait_s:.0f} s")
 
     def _report(self, phase: Phase, done_bytes: int, detail: str | None = None) -> None:
         self._reporter.report(phase, self._file.path, done_bytes, self._file.n_bytes, detail=detail)

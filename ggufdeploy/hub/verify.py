@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import threading
@@ -56,7 +57,7 @@ class Follower(threading.Thread):
     def __init__(self, file: GgufFile, path: Path, ranges: Ranges) -> None:
         super().__init__(name=f"hash {file.path}", daemon=True)
         self.hashed_bytes = 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
         self.done = threading.Event()
         self._file, self._path, self._ranges = file, path, ranges
         self._digest = new_digest(file)
@@ -77,7 +78,7 @@ class Follower(threading.Thread):
         try:
             with self._path.open("rb", buffering=0) as stream:
                 self._follow(stream)
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001  # raised by the thread that waits for the checksum
             self.error = error
         self.done.set()
 
@@ -89,6 +90,8 @@ class Follower(threading.Thread):
                 self._stopping.wait(_FOLLOW_S)
                 continue
             n = stream.readinto(buffer[: min(ready, _READ_BYTES)])
+            if not n:
+                raise OSError(errno.EIO, "became shorter while it was being fetched", str(self._path))
             self._digest.update(buffer[:n])
             self.hashed_bytes += n
 

@@ -123,3 +123,17 @@ def test_a_failing_download_leaves_the_terminal_in_order(monkeypatch):
 
     hidden, shown = terminal.getvalue().rfind("\x1b[?25l"), terminal.getvalue().rfind("\x1b[?25h")
     assert 0 <= hidden < shown
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_waiting_is_said_once_not_at_every_look(on_terminal, monkeypatch):
+    terminal = Terminal()
+    terminal.isatty = lambda: on_terminal
+    monkeypatch.setattr("sys.stderr", terminal)
+    waiting = [report("waiting", "m.gguf", mb, 100, mb, 100, "process 5 is downloading it") for mb in (10, 11, 12)]
+    other = report("waiting", "m.gguf", 13, 100, 13, 100, "process 6 is downloading it")
+
+    show(Output(), [*waiting, other])
+
+    assert terminal.getvalue().count("process 5 is downloading it") == 1
+    assert terminal.getvalue().count("process 6 is downloading it") == 1

@@ -17,9 +17,10 @@ from ggufdeploy import errors
 from ggufdeploy.hub.catalog import GgufFile, list_repository
 from ggufdeploy.hub.download import DownloadStopped, download_artifact
 from ggufdeploy.hub.layout import RepoCache
-from ggufdeploy.hub.ranges import Fanout
+from ggufdeploy.hub.ranges import Fanout, Ranges
 from ggufdeploy.hub.session import HubClient
 from ggufdeploy.hub.sidecar import new_sidecar, read_sidecar, write_sidecar
+from ggufdeploy.hub.verify import Follower
 from tests.hub.conftest import QUICK, REPO, WEIGHTS
 
 pytestmark = pytest.mark.slow
@@ -219,7 +220,7 @@ KILLED = """
 import os, signal, sys
 from ggufdeploy.hub.catalog import list_repository
 from ggufdeploy.hub.download import download_artifact
-from ggufdeploy.hub.ranges import Fanout
+from ggufdeploy.hub.ranges import Fanout, Ranges
 from ggufdeploy.hub.session import HubClient
 from ggufdeploy.settings import Settings
 
@@ -534,3 +535,79 @@ def test_a_hostile_path_or_commit_never_becomes_a_place_on_disk(cache):
             cache.entry(commit, path)
     with pytest.raises(errors.NotFound, match="no checksum"):
         cache.blob(GgufFile("x.gguf", 1, "../../etc/passwd"))
+
+
+def test_what_is_whole_can_be_used_from_a_disk_that_cannot_be_written(hub, download, cache, client, monkeypatch):
+    (path,) = download()
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for change in ("mkdir", "write_text", "symlink_to", "unlink", "replace"):
+        monkeypatch.setattr(Path, change, refuse)
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr(Path, "mkdir", lambda path, **_: path.is_dir() or refuse())
+    assert download() == [path]
+
+
+def test_the_note_goes_only_after_the_file_has_its_name(hub, download, cache, file, monkeypatch):
+    """A process killed in between must not leave a whole file that nothing vouches for."""
+    there = []
+    unlink = Path.unlink
+
+    def watched(path, missing_ok=False):
+        if path == cache.note(file):
+            there.append(cache.blob(file).is_file())
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    download()
+    assert there == [True]
+
+
+def test_a_file_system_that_says_only_when_syncing_that_it_is_full_ends_the_download(hub, download, monkeypatch):
+    hub.fault("slow", "*.gguf", seconds=0.02, times=None)
+    monkeypatch.setattr("ggufdeploy.hub.transfer._SYNC_S", 0.05)
+
+    def full_later(_descriptor):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", full_later)
+    with pytest.raises(errors.NoDiskSpace):
+        download()
+
+
+def test_a_partial_that_becomes_shorter_ends_the_hashing_with_an_error(file, tmp_path):
+    partial = tmp_path / "partial"
+    partial.write_bytes(WEIGHTS[:1_000_000])
+    follower = Follower(file, partial, Ranges(len(WEIGHTS), [(0, len(WEIGHTS))]))
+    follower.start()
+    assert follower.done.wait(10)
+    assert isinstance(follower.error, OSError)
+
+
+@pytest.mark.timeout(20)
+def test_asked_to_wait_while_alone_with_a_server_without_ranges_it_waits(hub, download, monkeypatch):
+    """The others are leaving for its sake, so it must not leave for theirs."""
+    hub.fault("ignore_range", "*.gguf", times=None)
+    hub.fault("slow", "*.gguf", seconds=0.05, times=None)
+    open_range, calls = HubClient.open_range, []
+
+    def refused_once(client, repo, commit, file, start, end):
+        calls.append(start)
+        if end == file.n_bytes and len(calls) > 4:
+            monkeypatch.setattr(HubClient, "open_range", open_range)
+            hub.faults.find(NAME, "slow").times = 0
+            raise errors.RateLimited(hub.url, "too many requests", retry_after_s=0.2)
+        return open_range(client, repo, commit, file, start, end)
+
+    monkeypatch.setattr(HubClient, "open_range", refused_once)
+    assert download(fanout=MANY)[0].read_bytes() == WEIGHTS
+    assert len(hub.requests) < 60
+
+
+def test_a_failure_of_all_connections_at_once_is_said_once(hub, download, reports):
+    hub.fault("status", "*.gguf", status=503, times=6)
+    download(fanout=MANY)
+    assert len([report for report in reports if report.phase == "retrying"]) == 1
