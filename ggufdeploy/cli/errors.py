@@ -147,7 +147,8 @@ def show(report: Report, *, json_mode: bool, verbose: bool = False, color: bool 
     click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(report.message)}", err=True, color=color)
     if report.hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {printable(report.hint)}", err=True, color=color)
-    sys.stderr.flush()
+    if sys.stderr is not None:  # None: started with stderr closed
+        sys.stderr.flush()
 
 
 def _snake_case(name: str) -> str:

@@ -124,7 +124,7 @@ class Output:
         """Ask on the terminal, unless `yes`. Raises Abort for a no, BadValue where nobody can be asked."""
         if yes:
             return
-        if self.mode != "human" or not sys.stdin.isatty():
+        if self.mode != "human" or sys.stdin is None or not sys.stdin.isatty():
             raise BadValue("--yes", f"{printable(question)} Nobody can be asked here", hint="add --yes to go ahead")
         click.confirm(printable(question), abort=True, err=True)
 
@@ -202,7 +202,8 @@ def _is_terminal() -> bool:
     """Return whether stderr can show bars."""
     import os
 
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()  # None: started with stderr closed
+    return on_terminal and os.environ.get("TERM") != "dumb"
 
 
 def _encodable(text: str, stream: TextIO | Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -51,8 +52,8 @@ def list_(out: Output) -> None:
     out.table(("FILE", ">DONE", ">ON DISK", "CHANGED", "STATE"), rows, document, empty="no unfinished downloads")
     going_on = next((each for each in found if each.kind == "partial" and not each.busy), None)
     if going_on:
-        out.hint(f"ggufdeploy pull {_name(going_on)}")
-    elif found:
+        out.hint(f"ggufdeploy pull {shlex.quote(_name(going_on))}")
+    elif not all(each.busy for each in found):
         out.hint("ggufdeploy partials clean")
 
 

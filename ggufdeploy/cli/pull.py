@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,9 @@ def pull(
         path = source.fetch(artifact, progress)
     document = {**describe_source(source), **describe_artifact(artifact), "path": path, "dry_run": False}
     out.result(str(path), document)
-    out.hint(f"ggufdeploy run {model}" + ("" if named else f" --quant {artifact.quantization}"))
+    at = ["--revision", revision] if revision else []
+    which = [] if named else ["--quant", artifact.quantization]
+    out.hint(shlex.join(["ggufdeploy", "run", model, *at, *which]))
 
 
 def _planned(

@@ -206,7 +206,8 @@ def _note_skipped(source: Source, out: Output) -> None:
         out.detail(f"had by the file's name: {artifact.files[0].path} ({artifact.quantization})")
     if others and not out.verbose:
         count = f"{len(others)} more builds or models are" if len(others) > 1 else "one more build or model is"
-        out.note(f"{count} had by the file's name, as in {source.repo or source.name}/{others[0].files[0].path}")
+        example = shlex.quote(f"{source.repo or source.name}/{others[0].files[0].path}")
+        out.note(f"{count} had by the file's name, as in {example}")
 
 
 def _show_facts(source: Source, artifact: Artifact, out: Output) -> None:

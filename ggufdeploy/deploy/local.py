@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ def _from_directory(path: Path, name: str, profile: Profile | None) -> LocalSour
         hint = "name a file, or a model to fetch"
         raise NotFound("file", str(path), message, hint=hint)
     if len(catalogue.models) > 1:
-        example = path / catalogue.artifacts[0].files[0].path
+        example = shlex.quote(str(path / catalogue.artifacts[0].files[0].path))
         raise Ambiguous("directory", str(path), catalogue.models, hint=f"name a file: ggufdeploy run {example}")
     quantizations = {}
     for artifact in catalogue.artifacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -173,7 +174,7 @@ def _from_repository(
         return _from_file(reference.file, catalogue, client, profile)
     if not catalogue.is_evident:
         examples = [f"{reference.repo}/{item.files[0].path}" for item in (*catalogue.artifacts, *catalogue.others)]
-        hint = f"name a file of it: ggufdeploy run {examples[0]}"
+        hint = f"name a file of it: ggufdeploy run {shlex.quote(examples[0])}"
         raise Ambiguous("model", reference.repo, catalogue.models, hint=hint)
     source = HubSource(reference.repo, catalogue, client, profile)
     source.notes = several_models(catalogue)
@@ -210,5 +211,5 @@ def several_models(catalogue: Catalogue) -> tuple[str, ...]:
     shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     return (
         f"{catalogue.repo} holds {len(others) + 1} models; this is {taken}, the others are {shown}: "
-        f"name a file to take one of them, as in {catalogue.repo}/{example}",
+        f"name a file to take one of them, as in {shlex.quote(f'{catalogue.repo}/{example}')}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -137,7 +138,8 @@ class Catalogue:
         if other is not None:
             path = other.files[0].path
             message = f"{self.repo} has {wanted} only of another model: {path}"
-            return NotFound("quantization", wanted, message, hint=f"name the file: ggufdeploy run {self.repo}/{path}")
+            named = shlex.quote(f"{self.repo}/{path}")
+            return NotFound("quantization", wanted, message, hint=f"name the file: ggufdeploy run {named}")
         if missing:
             path, reason = missing[0]
             message = f"{self.repo} has {wanted} only as {path}: {reason}"

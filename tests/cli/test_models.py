@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -449,3 +450,17 @@ def test_show_keeps_companions_and_second_builds_apart(run, hub):
     assert (
         f"one more build or model is had by the file's name, as in {REPO}/tiny.Q8_0-fp16.gguf" in run("show", REPO).err
     )
+
+
+def test_the_next_command_can_be_pasted(run, hub):
+    (hub.root / REPO / "tiny.Q8_0.gguf").rename(hub.root / REPO / "tiny it's.Q8_0.gguf")
+    done = run("pull", f"{REPO}/tiny it's.Q8_0.gguf", "--revision", "main")
+    assert done.code == 0
+    words = shlex.split(done.err.splitlines()[-1].removeprefix("hint: "))
+    assert words == ["ggufdeploy", "run", f"{REPO}/tiny it's.Q8_0.gguf", "--revision", "main"]
+
+
+def test_commands_run_also_without_a_stderr(run, hub, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert run("pull", f"{REPO}:Q8_0").code == 0
+    assert run("pull", f"{REPO}:Q2_K").code == 3

@@ -142,3 +142,12 @@ def test_nothing_unfinished_is_said_once(run, settings):
     assert run("partials", "list").err == "no unfinished downloads\n"
     assert run("partials", "list", "--json").document["partials"] == []
     assert run("partials", "clean", "--yes").out == "freed 0 B\n"
+
+
+def test_nothing_is_advised_while_all_of_them_are_being_fetched(hub, big, run):
+    cache, file = big
+    interrupted(hub)
+    with FileLock(cache.lock(file)):
+        done = run("partials", "list")
+    assert "being fetched now" in done.out
+    assert done.err == ""

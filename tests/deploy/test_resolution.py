@@ -173,3 +173,11 @@ def test_a_file_is_found_in_the_cache_when_the_hub_is_away(hub, on_hub):
     assert [item.quantization for item in cached.artifacts] == ["Q8_0"]
     with pytest.raises(Unreachable):
         resolve("acme/m-GGUF/m-Q4_0.gguf", offline)
+
+
+def test_a_file_name_in_a_hint_cannot_run_anything_when_pasted(hub, on_hub):
+    for name in ("$(touch x)-7b-Q8_0.gguf", "two-7b-Q8_0.gguf"):
+        write_model(hub.root / "acme" / "various" / name, TINY_LLAMA, "Q8_0")
+    with pytest.raises(Ambiguous) as caught:
+        resolve("acme/various", on_hub)
+    assert caught.value.hint == "name a file of it: ggufdeploy run 'acme/various/$(touch x)-7b-Q8_0.gguf'"
