@@ -138,21 +138,6 @@ class HubClient:
             offset = _checked_offset(response, start, end, file.n_bytes, host)
             yield Body(offset, _chunks(http, response, host), functools.partial(_hang_up, response))
 
-    def read_range(self, repo: str, commit: str, file: GgufFile, start: int, end: int) -> bytes:
-        """Return bytes [start, end) of a file, with retries. Raises as open_range."""
-
-        def attempt() -> bytes:
-            with self.open_range(repo, commit, file, start, end) as body:
-                skip, got = start - body.offset, bytearray()
-                for chunk in body.chunks:
-                    got += chunk[skip:]
-                    skip = max(0, skip - len(chunk))
-                    if len(got) >= end - start:
-                        return bytes(got[: end - start])
-            raise Unreachable(self.endpoint, f"{file.path} ended after {start + len(got):,} of {file.n_bytes:,} bytes")
-
-        return retrying(self.questions, attempt)
-
     def _ask(self, repo: str, question: Callable[[HfApi], T]) -> T:
         http = self._online(repo)
         from huggingface_hub import HfApi
