@@ -7,11 +7,14 @@ import io
 import os
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from ggufdeploy.errors import BadGguf, Unreachable
 from ggufdeploy.gguf.reader import Header, HeaderPrefix, read_header, read_prefix
@@ -21,6 +24,8 @@ from ggufdeploy.hub.layout import RepoCache
 from ggufdeploy.hub.retry import retrying
 from ggufdeploy.hub.session import HubClient
 from ggufdeploy.units import MIB
+
+T = TypeVar("T")
 
 # Headers on the Hub take 0.7 to 16 MB, nearly all of it vocabulary; later shards of a split have none, and a few kB.
 _FIRST_READ_BYTES = 1 * MIB
@@ -63,8 +68,7 @@ class HeaderReader:
     def headers(self, artifact: Artifact) -> list[FetchedHeader]:
         """Return the headers of all shards in order, some fetched at the same time. Raises as header."""
         first = [_FIRST_READ_BYTES] + [PREFIX_BYTES] * (len(artifact.files) - 1)
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            return list(pool.map(self.header, artifact.files, first))
+        return _side_by_side([partial(self.header, *each) for each in zip(artifact.files, first, strict=True)])
 
     def header(self, file: GgufFile, first_read_bytes: int = _FIRST_READ_BYTES) -> FetchedHeader:
         """Return a file's header, reading no more than 64 MiB of it.
@@ -187,6 +191,35 @@ class _RemoteStart:
             raise BadGguf(self._reader._source(self._file), have, f"its header is larger than {_CAP_BYTES // MIB} MiB")
         wanted = max(2 * have, _FIRST_READ_BYTES) if have else self._first_read_bytes
         self._reader._extend(self.data, self._file, min(self._file.n_bytes, _CAP_BYTES, wanted))
+
+
+def _side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run the jobs, _PARALLEL at a time, and return their results in order; what the first one raises ends it.
+
+    On daemon threads: those of a ThreadPoolExecutor would keep a Ctrl-C waiting for a server that does not answer.
+    """
+    futures = [Future[T]() for _ in jobs]
+    waiting = deque(zip(jobs, futures, strict=True))
+
+    def work() -> None:
+        with suppress(IndexError):  # nothing is waiting any more
+            while True:
+                job, future = waiting.popleft()
+                _settle(job, future)
+
+    for _ in range(min(_PARALLEL, len(jobs))):
+        threading.Thread(target=work, name="header", daemon=True).start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        waiting.clear()
+
+
+def _settle(job: Callable[[], T], future: Future[T]) -> None:
+    try:
+        future.set_result(job())
+    except BaseException as error:  # noqa: BLE001  # raised by the thread that waits for the result
+        future.set_exception(error)
 
 
 def _open_entry(path: Path) -> BinaryIO | None:

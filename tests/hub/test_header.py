@@ -1,3 +1,7 @@
+import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -226,3 +230,25 @@ def test_an_endless_header_is_given_up(hub, folder, client, monkeypatch):
     file = GgufFile("m.Q8_0.gguf", (folder / "m.Q8_0.gguf").stat().st_size, hub.oid(f"{REPO}/m.Q8_0.gguf"))
     with pytest.raises(BadGguf, match="larger than 2 MiB"):
         HeaderReader(client, REPO, hub.commit(REPO)).header(file)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from ggufdeploy.hub.catalog import list_repository
+from ggufdeploy.hub.header import HeaderReader
+from ggufdeploy.hub.session import HubClient
+from ggufdeploy.settings import Settings
+
+client = HubClient(Settings.from_environment(os.environ))
+catalogue = list_repository(sys.argv[1], None, client)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+HeaderReader(client, catalogue.repo, catalogue.commit).headers(catalogue.find("F16"))
+"""
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_does_not_answer(hub):
+    hub.fault("stall", "*.gguf", at=10, times=None)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url}
+    command = [sys.executable, "-c", INTERRUPTED, "acme/tiny-GGUF"]
+    ended = subprocess.run(command, env=environment, timeout=20, check=False, capture_output=True)
+    assert ended.returncode == -signal.SIGINT
