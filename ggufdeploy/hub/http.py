@@ -144,7 +144,7 @@ def _explain(error: Exception, host: str) -> Unreachable:
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         message = f"{host} cannot be reached: its name, or its proxy's, cannot be looked up ({detail})"
         return Unreachable(host, message, hint=_OFFLINE_HINT)
-    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
+    if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
         return Unreachable(host, f"the connection to {host} broke off: {detail}", hint=_OFFLINE_HINT)
     return Unreachable(host, f"{host} cannot be reached: {detail}", hint=_OFFLINE_HINT)
 

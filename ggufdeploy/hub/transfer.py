@@ -117,8 +117,16 @@ class Transfer:
             crew.stop()
             follower.stop()
             syncing.join()
-            self._write_note()
+            self._keep()
         return follower.hexdigest
+
+    def _keep(self) -> None:
+        """Note what is here for the next download; when nothing came, leave nothing behind."""
+        if self._ranges.here_bytes or self._file.n_bytes == 0:
+            self._write_note()
+        else:
+            self._partial.unlink(missing_ok=True)
+            self._note.unlink(missing_ok=True)
 
     def _watch(self, crew: Crew, follower: Follower) -> None:
         """Report and heed `stop` until all has arrived and is hashed. Raises what ended a connection for good."""

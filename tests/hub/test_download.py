@@ -611,3 +611,10 @@ def test_a_failure_of_all_connections_at_once_is_said_once(hub, download, report
     hub.fault("status", "*.gguf", status=503, times=6)
     download(fanout=MANY)
     assert len([report for report in reports if report.phase == "retrying"]) == 1
+
+
+def test_a_refused_download_leaves_nothing_unfinished(hub, download, cache):
+    hub.gated.add(REPO)
+    with pytest.raises(errors.AccessDenied):
+        download()
+    assert list(cache.blobs.iterdir()) == []

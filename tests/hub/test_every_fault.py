@@ -47,7 +47,7 @@ REPORTED = {
     "resolve_status": (errors.Unreachable, "answers 502 Bad Gateway"),
     "expired": (errors.Unreachable, "answers 403 Forbidden"),
     "wrong_etag": (errors.Unreachable, "another tiny.Q8_0.gguf now"),
-    "reset": (errors.Unreachable, "broke off"),
+    "reset": (errors.Unreachable, "Connection reset by peer"),
 }
 
 
