@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 from functools import cache
@@ -73,7 +72,7 @@ def fingerprint(headers: Headers) -> str:
 
 @cache
 def build_fingerprint() -> str:
-    """Return what tells builds of llama.cpp apart, without loading one: version, and size and time of its libraries.
+    """Return what tells builds of llama.cpp apart, without loading one: names, sizes and times of its libraries.
 
     And of our own files that put the question, whose fixed parameters no question names.
     """
@@ -84,8 +83,7 @@ def build_fingerprint() -> str:
     libraries = sorted({path for folder in (package.parent, package) for path in (folder / "lib").glob("lib*")})
     asking = [Path(module.__file__ or "") for module in (dryrun, native, parameters)]
     stats = [(path.name, path.stat()) for path in (*libraries, *asking)]
-    version = importlib.metadata.version("llama-cpp-python")
-    return "\n".join([version, *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)])
+    return "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
 
 
 def _read(path: Path) -> DryRunAnswer | None:
