@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -163,28 +163,36 @@ def _cells(
 
 @contextmanager
 def bench() -> Iterator[Bench]:
-    """Yield a Bench in a temporary folder."""
+    """Yield a Bench with a stand-in device of its own, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder, rpc_device() as endpoint, DryRun() as dry_run:
         yield Bench(Path(folder), endpoint, dry_run)
 
 
-def collect_small(run: Bench, only: str) -> list[Cell]:
-    """Every small model in F16 at all places, in Q4_0 at two, and once per further thing that can be asked."""
+def jobs(blueprint: Blueprint) -> Iterator[tuple[str, str, Sequence[int | None]]]:
+    """Yield what one small model is asked: F16 at all places, Q4_0 at two, and everything else at three."""
+    items = int(str(blueprint.keys["block_count"])) + 1
+    yield "F16", "4 slots, one cache", [None, *positions(items - 1)]
+    yield "Q4_0", "4 slots, one cache", [None, items]
+    for asked in list(ASKED)[1:]:
+        yield "F16", asked, [None, items // 2, items]
+
+
+def collect_small(blueprint: Blueprint) -> tuple[list[Cell], list[str]]:
+    """Return the cells of one small model, and what could not be measured and why."""
     cells: list[Cell] = []
-    for blueprint in SMALL:
-        if only not in blueprint.name:
-            continue
-        items = int(str(blueprint.keys["block_count"])) + 1
-        everywhere = [None, *positions(items - 1)]
-        jobs: list[tuple[str, str, Sequence[int | None]]] = [("F16", "4 slots, one cache", everywhere)]
-        jobs.append(("Q4_0", "4 slots, one cache", [None, items]))
-        jobs += [("F16", asked, [None, items // 2, items]) for asked in list(ASKED)[1:]]
-        for quantization, asked, places in jobs:
-            try:
-                cells += run.small(blueprint, quantization, asked, places)
-            except (EngineError, RuntimeError) as error:
-                print(f"{blueprint.name} {quantization}, {asked}: {error}", file=sys.stderr)
-    return cells
+    failures: list[str] = []
+    with ExitStack() as stack:
+        run: Bench | None = None
+        for quantization, asked, places in jobs(blueprint):
+            for place in places:
+                run = run or stack.enter_context(bench())
+                try:
+                    cells += run.small(blueprint, quantization, asked, [place])
+                except (EngineError, RuntimeError) as error:
+                    cause = next((line for line in str(error).splitlines() if "GGML_ASSERT" in line), str(error)[:200])
+                    failures.append(f"{blueprint.name} {quantization}, {asked}, {place} GPU layers: {cause}")
+                    run = None  # the stand-in device may have died of it
+    return cells, failures
 
 
 def _range(values: Sequence[int]) -> str:
@@ -279,11 +287,18 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="document whose section is replaced")
     parser.add_argument("--json", type=Path, help="file for every single figure")
     arguments = parser.parse_args()
+    models = [blueprint for blueprint in SMALL + REAL + LARGE if arguments.only in blueprint.name]
+    small: list[Cell] = []
+    failures: list[str] = []
+    for blueprint in models:
+        if blueprint in SMALL:
+            cells, failed = collect_small(blueprint)
+            small, failures = small + cells, failures + failed
     with bench() as run:
-        small = collect_small(run, arguments.only)
-        shapes = [blueprint for blueprint in REAL + LARGE if arguments.only in blueprint.name]
+        shapes = [blueprint for blueprint in models if blueprint not in SMALL]
         formulas = [cell for blueprint in shapes for cell in run.formula(blueprint, REAL_REQUEST)]
     section = report(small, formulas)
+    print("\n".join(failures), file=sys.stderr)
     print(section)
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(cell) for cell in (*small, *formulas)]))

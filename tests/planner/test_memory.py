@@ -9,11 +9,13 @@ from ggufdeploy.planner.memory import (
     FormulaMemory,
     compute_bytes,
     kv_bytes,
+    kv_layer_bytes,
     kv_row_bytes,
     kv_type_misfit,
     mask_bytes,
     pipeline_bytes,
     staging_bytes,
+    windowed_cells,
 )
 from ggufdeploy.planner.placement import Placement, on_cpu
 from ggufdeploy.planner.request import PlanRequest
@@ -192,3 +194,57 @@ def test_quantized_kv_needs_heads_of_whole_blocks():
     assert kv_type_misfit(odd, "q8_0") == 80
     assert kv_type_misfit(odd, "f16") is None
     assert kv_type_misfit(model(), "q4_0") is None
+
+
+def test_a_cache_of_each_slots_own_is_rounded_up_per_slot():
+    info, wish = model(n_layers=1), request(context_tokens=8192, slots=3, kv_unified=False)
+    assert kv_bytes(info, wish) == 3 * 2816 * 4096
+    assert mask_bytes(info, wish) == 2 * 512 * 2816
+
+
+def test_a_window_per_slot_in_one_cache_and_one_window_in_a_slots_own():
+    layer = replace(model().layers[0], window_tokens=1000)
+    assert windowed_cells(layer, request(context_tokens=65536)) == 4608
+    assert windowed_cells(layer, request(context_tokens=65536, kv_unified=False)) == 1536
+    assert windowed_cells(layer, request(context_tokens=2048)) == 2048
+
+
+def test_without_flash_attention_values_get_the_widest_row_and_scores_a_buffer():
+    info, wish = with_kv_heads([8, 4]), request(flash_attention=False)
+    assert kv_bytes(info, wish) == 8192 * (4096 + 2048 + 1024)
+    assert kv_bytes(info, request()) == 8192 * (4096 + 2048)
+    assert compute_bytes(info, wish) - compute_bytes(info, request()) > 4 * 512 * 8192 * info.n_heads
+
+
+def test_an_indexer_keeps_a_key_per_token_and_a_state_costs_per_slot():
+    layer = replace(model().layers[0], kv_heads=1, key_length=576, value_length=0, indexer_length=128)
+    assert kv_layer_bytes(layer, request(kv_type="q8_0")) == 8192 * (576 + 128) * 34 // 32
+    state = replace(layer, kv_heads=0, indexer_length=0, state_elements=1000)
+    assert kv_layer_bytes(state, request(context_tokens=256, slots=7)) == 4 * 1000 * 7
+
+
+def test_rope_factors_are_held_by_every_device_with_a_block_but_not_by_one_with_the_output_alone():
+    info = replace(model(), block_shared_bytes=256)
+    plain, shared = (FormulaMemory().usage(x, request(), Placement(10, (4, 1))) for x in (model(), info))
+    more = [b.weights_bytes - a.weights_bytes for a, b in zip(plain.devices, shared.devices, strict=True)]
+    assert more == [256, 0]
+    assert shared.host.weights_bytes - plain.host.weights_bytes == 256
+
+
+def test_the_engines_figure_on_the_cpu_bounds_the_formula_from_both_sides():
+    info, place, row = model(), Placement(10, (11,)), 4 * 512 * 4096
+    formula = FormulaMemory().usage(info, request(), place).devices[0].compute_bytes
+
+    def bounded(host_bytes: int) -> int:
+        return FormulaMemory(host_compute_bytes=host_bytes).usage(info, request(), place).devices[0].compute_bytes
+
+    assert bounded(formula + row) == formula
+    assert bounded(10 * formula) == 10 * formula - 2 * row
+    assert bounded(formula // 10) == formula // 10 + 5 * row // 4
+
+
+def test_a_device_that_neither_stages_nor_copies_needs_less():
+    wish, place = request(context_tokens=65536, kv_type="q8_0"), Placement(10, (5,))
+    cuda, plain = (FormulaMemory(cuda=flag).usage(model(), wish, place).devices[0] for flag in (True, False))
+    assert cuda.compute_bytes - plain.compute_bytes >= staging_bytes(model(), place)
+    assert cuda.kv_bytes == plain.kv_bytes
