@@ -105,8 +105,12 @@ class FormulaMemory:
             return formula
         row = 4 * pass_tokens(request) * model.embedding_length
         copies = formula - compute_bytes(model, request, role, cuda=False)
-        # Every dry run so far had a GPU between two residual rows below the CPU and one and a quarter above it.
-        bounded = min(max(formula - copies, self.host_compute_bytes - 2 * row), self.host_compute_bytes + 5 * row // 4)
+        # A GPU alone was at most one and a quarter residual rows above the CPU in every dry run, one that works beside
+        # the host up to three and a half, and gemma3n, with embeddings per layer, far more.
+        above = 5 * row // 4 if role == "gpu" else 4 * row
+        bounded = max(formula - copies, self.host_compute_bytes - 2 * row)
+        if role == "gpu" or not model.per_layer_input_length:
+            bounded = min(bounded, self.host_compute_bytes + above)
         return bounded + copies
 
     def _host(self, model: ModelInfo, request: PlanRequest, placement: Placement) -> DeviceUsage:
