@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -92,6 +93,7 @@ class Loader:
             [sys.executable, "-m", "benchmarks.plan_accuracy_load"],
             input=msgspec.json.encode(question),
             capture_output=True,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
             cwd=Path(__file__).parents[1],
             check=False,
         )
@@ -114,24 +116,25 @@ class Bench:
         path = write_model(self._folder / f"{blueprint.name}-{quantization}.gguf", blueprint, quantization)
         return model_info([read_header_file(path)]), path
 
-    def small(self, blueprint: Blueprint, quantization: str, asked: str, places: Sequence[int | None]) -> list[Cell]:
-        """Plan, load and compare one small model. places: numbers of GPU layers; None: no device at all."""
+    def small(
+        self, blueprint: Blueprint, quantization: str, asked: str, n_gpu_layers: int | None, *, run_pass: bool
+    ) -> list[Cell]:
+        """Plan, load and compare one small model. n_gpu_layers: None for no device at all."""
         info, path = self.model(blueprint, quantization)
         request, cells = ASKED[asked], list[Cell]()
         if kv_type_misfit(info, request.kv_type) is not None:
             return cells
-        for n_gpu_layers in places:
-            endpoints = () if n_gpu_layers is None else (self._endpoint,)
-            place = Placement(info.n_layers, () if n_gpu_layers is None else (n_gpu_layers,))
-            machine = self._alone if n_gpu_layers is None else self._with_device
-            plan = EngineMemory(self._dry_run, str(path), machine, endpoints).usage(info, request, place)
-            config = engine_config(request, place, str(path), rpc_endpoints=endpoints)
-            reading = self._loader.read(Question(msgspec.structs.replace(config, load_mode="none")))
-            where = "CPU" if n_gpu_layers is None else f"{n_gpu_layers} of {info.n_layers + 1}"
-            actual = [reading.devices.get("RPC0", (0, 0, 0))] * len(plan.devices) + [reading.devices["CPU"]]
-            names = ["RPC0"] * len(plan.devices) + ["CPU"]
-            for name, planned, true in zip(names, (*plan.devices, plan.host), actual, strict=True):
-                cells += _cells(f"{blueprint.name} {quantization}", asked, where, name, planned, true)
+        endpoints = () if n_gpu_layers is None else (self._endpoint,)
+        place = Placement(info.n_layers, () if n_gpu_layers is None else (n_gpu_layers,))
+        machine = self._alone if n_gpu_layers is None else self._with_device
+        plan = EngineMemory(self._dry_run, str(path), machine, endpoints).usage(info, request, place)
+        config = engine_config(request, place, str(path), rpc_endpoints=endpoints)
+        reading = self._loader.read(Question(msgspec.structs.replace(config, load_mode="none"), run_pass))
+        where = "CPU" if n_gpu_layers is None else f"{n_gpu_layers} of {info.n_layers + 1}"
+        actual = [reading.devices.get("RPC0", (0, 0, 0))] * len(plan.devices) + [reading.devices["CPU"]]
+        names = ["RPC0"] * len(plan.devices) + ["CPU"]
+        for name, planned, true in zip(names, (*plan.devices, plan.host), actual, strict=True):
+            cells += _cells(f"{blueprint.name} {quantization}", asked, where, name, planned, true)
         return cells
 
     def formula(self, blueprint: Blueprint, request: PlanRequest) -> list[Cell]:
@@ -178,20 +181,20 @@ def jobs(blueprint: Blueprint) -> Iterator[tuple[str, str, Sequence[int | None]]
 
 
 def collect_small(blueprint: Blueprint) -> tuple[list[Cell], list[str]]:
-    """Return the cells of one small model, and what could not be measured and why."""
+    """Return the cells of one small model, and what could not be run and why; that is only loaded then."""
     cells: list[Cell] = []
     failures: list[str] = []
     with ExitStack() as stack:
-        run: Bench | None = None
+        run = stack.enter_context(bench())
         for quantization, asked, places in jobs(blueprint):
             for place in places:
-                run = run or stack.enter_context(bench())
                 try:
-                    cells += run.small(blueprint, quantization, asked, [place])
+                    cells += run.small(blueprint, quantization, asked, place, run_pass=True)
                 except (EngineError, RuntimeError) as error:
-                    cause = next((line for line in str(error).splitlines() if "GGML_ASSERT" in line), str(error)[:200])
+                    cause = str(error).strip().splitlines()[-1].rpartition("/")[2]
                     failures.append(f"{blueprint.name} {quantization}, {asked}, {place} GPU layers: {cause}")
-                    run = None  # the stand-in device may have died of it
+                    run = stack.enter_context(bench())  # the stand-in device has died of it
+                    cells += run.small(blueprint, quantization, asked, place, run_pass=False)
     return cells, failures
 
 
@@ -242,30 +245,38 @@ def exceptions(cells: Sequence[Cell]) -> str:
     )
 
 
-def report(small: Sequence[Cell], formulas: Sequence[Cell]) -> str:
+def report(small: Sequence[Cell], formulas: Sequence[Cell], failures: Sequence[str]) -> str:
     """Return the section for docs/benchmarks.md."""
     good, below = sum(cell.good for cell in small), sum(cell.excess < 0 for cell in small)
     exact = sum(cell.excess == 0 for cell in small)
     compute = [cell for cell in formulas if cell.part == "compute"]
     others = [cell for cell in formulas if cell.part != "compute"]
     misses = exceptions(small)
+    notes = [f"{chr(10)}Beyond the goal:{chr(10)}{chr(10)}{misses}{chr(10)}"] if misses else []
+    if failures:
+        lines = "\n".join(f"- {failure}" for failure in failures)
+        notes.append(
+            f"{chr(10)}Loaded, but not run, because the stand-in device broke down:{chr(10)}{chr(10)}{lines}{chr(10)}"
+        )
     return f"""## Plan accuracy
 
 `python -m benchmarks.plan_accuracy`. Bytes per device, on the CPU alone and on a stand-in device behind llama.cpp's RPC
 backend, at five `n_gpu_layers` each. Goal: not below the truth, and above it by at most 1 MiB or 0.1 %.
 
-**Plan against a real load.** {len({cell.model for cell in small})} small models in F16 and Q4_0, asked for
+**Plan against a real load.** {len({cell.model.split()[0] for cell in small})} small models in F16 and Q4_0, asked for
 {"; ".join(ASKED)}.
 Planned by the dry run, loaded for real with the same parameters, then one full pass of 512 tokens. Of {len(small):,}
 figures {exact:,} are equal to the byte, {good:,} within the goal, {below} below the truth. Columns: planned minus
-actual, in bytes, lowest to highest over all devices and questions.
+actual, in bytes, lowest to highest over all devices and questions. The 92,160 are rows of logits that were asked for
+and not yet used.
 
 {small_table(small)}
-{chr(10) + "Beyond the goal:" + chr(10) + chr(10) + misses + chr(10) if misses else ""}
+{"".join(notes)}
 **Formula against the dry run.** Real and large shapes as ghosts, 32,768 tokens, 4 slots; what a shortlist rests on
 before the engine is asked. Of {len(others):,} figures of weights and KV {sum(c.excess == 0 for c in others):,} are
 equal to the byte; of {len(compute):,} of compute {sum(c.excess < 0 for c in compute)} are below. Ratios are of buffers
-above 40 MiB.
+above 40 MiB. What weights exceed is the padding of a CUDA device, which the stand-in does not need; the highest ratios
+are of a host that keeps one narrow block, or of gemma3n beside the host.
 
 {formula_table(formulas, REAL + LARGE)}
 """
@@ -297,8 +308,7 @@ def main() -> None:
     with bench() as run:
         shapes = [blueprint for blueprint in models if blueprint not in SMALL]
         formulas = [cell for blueprint in shapes for cell in run.formula(blueprint, REAL_REQUEST)]
-    section = report(small, formulas)
-    print("\n".join(failures), file=sys.stderr)
+    section = report(small, formulas, failures)
     print(section)
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(cell) for cell in (*small, *formulas)]))
