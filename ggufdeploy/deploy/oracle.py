@@ -62,11 +62,6 @@ class EngineMemory:
         host = self._dry_run.ask(engine_config(request, on_cpu(model.n_layers, 0), self._path)).host
         return FormulaMemory(kv_total_bytes=host.kv_bytes, host_compute_bytes=host.compute_bytes)
 
-    def kv_total_bytes(self, model: ModelInfo, request: PlanRequest) -> int:
-        """Return the whole KV cache in bytes; it does not depend on the placement."""
-        answer = self._dry_run.ask(engine_config(request, on_cpu(model.n_layers, 0), self._path))
-        return answer.host.kv_bytes
-
     def machine_seen(self, model: ModelInfo, request: PlanRequest) -> Machine:
         """Return the machine with llama.cpp's own reading of what is free on each GPU, in place of the driver's.
 
