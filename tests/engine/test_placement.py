@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from ggufdeploy.engine.client import EngineClient
+from ggufdeploy.engine.dryrun import DryRun
 from ggufdeploy.engine.request import (
     Delta,
     EngineConfig,
@@ -17,6 +18,7 @@ from ggufdeploy.engine.request import (
     TextPrompt,
 )
 from ggufdeploy.errors import LoadFailed
+from ggufdeploy.units import MIB
 from tests.engine.conftest import with_changes
 from tests.rpc_device import rpc_device, rpc_is_available
 
@@ -66,6 +68,20 @@ async def test_a_tensor_override_keeps_its_tensors_off_the_device(demo_config, d
     assert everything.layer_devices == without_ffn.layer_devices == ("RPC0",) * 31
     assert without_ffn.buffers[0].weights_bytes < everything.buffers[0].weights_bytes / 2
     assert without_ffn.buffers[0].kv_bytes == everything.buffers[0].kv_bytes
+
+
+@pytest.mark.parametrize("changes", [{}, {"key_type": "q8_0", "value_type": "q8_0"}, {"n_gpu_layers": 31}])
+async def test_what_the_dry_run_answers_is_what_a_real_load_takes_to_the_byte(demo_config, device, changes):
+    placed = {"n_gpu_layers": 10, "rpc_endpoints": (device,), "load_mode": "none"} | changes
+    config = with_changes(demo_config, **placed)
+    with DryRun() as dry_run:
+        planned = dry_run.ask(config)
+    info, _ = await generate(config)
+    on_device, host = info.buffers
+    rows_bytes = 4 * info.n_vocab * config.slots
+    for actual, plan, more in ((on_device, planned.devices[0], 0), (host, planned.host, rows_bytes)):
+        assert (actual.weights_bytes, actual.kv_bytes) == (plan.weights_bytes, plan.kv_bytes)
+        assert actual.compute_bytes == pytest.approx(plan.compute_bytes + more, abs=0.0051 * MIB if more else 0)
 
 
 async def test_without_gpu_layers_the_device_is_not_touched(demo_config, device):
