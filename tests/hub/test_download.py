@@ -205,9 +205,8 @@ def test_a_slow_connection_is_helped_by_those_that_are_done(hub, download):
     hub.fault("slow", "*.gguf", seconds=0.2, times=1)
     download(fanout=dataclasses.replace(MANY, range_bytes=100_000, request_bytes=1_500_000, connections=2))
     asked = [tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in cdn_ranges(hub)]
-    starts = sorted(start for start, _ in asked)
-    slow_start, slow_end = asked[0]
-    assert any(slow_start < start < slow_end for start in starts)
+    # Either of the two may be the slow one: part of what it asked for is asked for again.
+    assert any(start < other < end for start, end in asked for other, _ in asked)
 
 
 def test_when_asked_to_wait_fewer_connections_go_on(hub, download):
