@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import contextlib
 import hashlib
 import io
 import threading
@@ -113,9 +114,10 @@ class VerifiedFiles:
             return False
 
     def remember(self, path: Path, file: GgufFile) -> None:
-        """Record that the file's contents match its checksum."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / checksum(file)).write_text(_identity(path), encoding="utf-8")
+        """Record that the file's contents match its checksum; what cannot be written is hashed again next time."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / checksum(file)).write_text(_identity(path), encoding="utf-8")
 
 
 def _identity(path: Path) -> str:

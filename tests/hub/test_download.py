@@ -149,6 +149,13 @@ def test_a_file_changed_after_its_verification_is_noticed(hub, download, cache, 
     assert path.read_bytes() == WEIGHTS
 
 
+def test_a_verified_file_that_cannot_be_remembered_is_no_failure(hub, download, client):
+    client.settings.cache_dir.mkdir(parents=True)
+    (client.settings.cache_dir / "verified").write_text("a file where a folder should be")
+    assert download()[0].read_bytes() == WEIGHTS
+    assert download()[0].read_bytes() == WEIGHTS
+
+
 def test_a_complete_artifact_needs_no_network(hub, download, client):
     download("F16")
     catalogue = list_repository(REPO, None, client)
