@@ -177,8 +177,15 @@ def smallest(
 
 
 def longest(limit_steps: int, good: Callable[[int], bool]) -> int:
-    """Return the largest count up to limit_steps that is good, 0 when none is; fewer never harms."""
-    low, high = 0, limit_steps
+    """Return the largest count up to limit_steps that is good, 0 when none is; fewer never harms.
+
+    Asks about the ends first: most often one of them is the answer.
+    """
+    if good(limit_steps):
+        return limit_steps
+    if limit_steps == 1 or not good(1):
+        return 0
+    low, high = 1, limit_steps - 1
     while low < high:
         middle = (low + high + 1) // 2
         if good(middle):
