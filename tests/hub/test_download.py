@@ -78,7 +78,7 @@ def interrupted(hub, download, cache, file):
             if report.phase in ("downloading", "checking") and report.done_bytes >= at:
                 raise error
 
-        slow = hub.fault("slow", "*.gguf", seconds=0.005, times=None)
+        slow = hub.fault("slow", "*.gguf", seconds=0.02, times=None)
         with pytest.raises(error):
             download(on_progress=interrupt)
         slow.times = 0
