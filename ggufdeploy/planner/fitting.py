@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from ggufdeploy.gguf.model import ModelInfo
 from ggufdeploy.hardware.machine import Machine
-from ggufdeploy.planner.budget import budget_bytes, fits
+from ggufdeploy.planner.budget import budget_bytes, fits, short_bytes
+from ggufdeploy.planner.kv import kv_layer_bytes
 from ggufdeploy.planner.memory import FormulaMemory, MemoryModel, Usage
 from ggufdeploy.planner.packing import balanced
 from ggufdeploy.planner.placement import Placement, on_cpu
@@ -71,16 +72,25 @@ def _fastest(candidate: Candidate, request: PlanRequest, machine: Machine, memor
     is slow. `auto` compares that with moving whole layers and takes the faster; experts on a tie.
     """
     info = candidate.info
+    missing = short_bytes(whole(candidate, request, machine, memory)[1], machine, request)
+    experts = _how_many(missing, [layer.expert_bytes for layer in info.layers])
+    layers = _how_many(missing, [layer.total_bytes + kv_layer_bytes(layer, request) for layer in info.layers])
     placed: list[Placed | None] = []
     if info.n_experts and request.offload in ("auto", "experts"):
-        placed = [fewest_host_experts(candidate, request, machine, memory)]
+        placed = [fewest_host_experts(candidate, request, machine, memory, guess=experts)]
         if placed[0] is None:  # the dense part alone is too large: as much of it as fits, and no expert
             placed = [most_layers(candidate, request, machine, memory, experts=info.n_layers)]
     if request.offload != "experts" or not placed:
-        placed.append(most_layers(candidate, request, machine, memory))
+        placed.append(most_layers(candidate, request, machine, memory, guess=layers))
     found = [item for item in placed if item is not None]
     rates = [predict(info, request, placement, machine).decode_tokens_per_s or 0.0 for placement, _ in found]
     return found[rates.index(max(rates))]
+
+
+def _how_many(missing_bytes: int, sizes: Sequence[int]) -> int | None:
+    """Return about how many of the sizes make up for the bytes that are missing; None when they are nothing."""
+    total = sum(sizes)
+    return min(max(-(-missing_bytes * len(sizes) // total), 1), len(sizes)) if total else None
 
 
 def most_layers(

@@ -62,10 +62,14 @@ class ProfileSet:
         return tuple(known for known in self.names() if known.startswith((f"{key}-", f"{key}.")))
 
     def by_repo(self, repo: str) -> Profile | None:
-        """Return the profile that names this Hub repository first among its own, None when none does."""
+        """Return the profile that names this Hub repository first among its own, None when none does.
+
+        Reads as TOML only the files that can name it: they mention it, or extend another. Raises BadConfig for those.
+        """
+        paths = [path for path in map(self.path, self.names()) if _can_name(path, repo.lower())]
         ranked = [
             (names.index(repo.lower()), profile)
-            for profile in self.profiles()
+            for profile in map(self._load, paths)
             if repo.lower() in (names := [name.lower() for name in profile.repos])
         ]
         return min(ranked, key=lambda item: item[0])[1] if ranked else None
@@ -159,6 +163,15 @@ def shipped_profiles_dir() -> Path:
     """Return where the shipped profiles are: inside the wheel, or in the repository for a source checkout."""
     packaged = Path(__file__).parent / "shipped"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "profiles"
+
+
+def _can_name(path: Path, repo: str) -> bool:
+    """Tell whether a file may name a repository; one that cannot be read is left to those who report that."""
+    try:
+        text = path.read_text(encoding="utf-8").lower()
+    except (OSError, UnicodeDecodeError):
+        return True
+    return repo in text or "extends" in text or "\\" in text  # an escape could spell it otherwise
 
 
 def _files(directory: Path) -> dict[str, Path]:

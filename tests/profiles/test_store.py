@@ -188,3 +188,13 @@ def test_a_repository_leads_to_the_profile_that_names_it(store):
     profiles = store.load()
     assert profiles.by_repo("Someone/BIG-8x7b-gguf").name == "big-8x7b"
     assert profiles.by_repo("someone/else") is None
+
+
+def test_a_repository_is_looked_up_only_in_files_that_can_name_it(store):
+    (store.shipped / "small.toml").write_text("not = [a profile")
+    store.write("mine", 'name = "mine"\nextends = "big-8x22b"\ndescription = "Mine"\nrepos = ["me/mine-GGUF"]\n')
+    profiles = store.load()
+    assert profiles.by_repo("Someone/BIG-8x7b-gguf").name == "big-8x7b"
+    assert profiles.by_repo("me/mine-gguf").name == "mine"
+    with pytest.raises(BadConfig):
+        profiles.profiles()
