@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal
 
 from ggufdeploy.cli.command import command
 from ggufdeploy.cli.options import (
@@ -23,11 +23,11 @@ from ggufdeploy.errors import BadValue
 from ggufdeploy.units import format_bytes, format_rate
 
 if TYPE_CHECKING:
-    from ggufdeploy.deploy.advising import Fit, Wanted
+    from ggufdeploy.deploy.advising import Fit
     from ggufdeploy.deploy.candidates import Candidates
-    from ggufdeploy.deploy.sources import Source
+    from ggufdeploy.deploy.wish import Wish
     from ggufdeploy.hardware.catalog import GpuSpec
-    from ggufdeploy.planner.request import PlanRequest
+    from ggufdeploy.planner.request import KvType
 
 SCHEMA_VERSION = 1
 
@@ -53,7 +53,7 @@ def advise(
     model: str,
     context_tokens: int | None,
     slots: int | None,
-    kv_type: str | None,
+    kv_type: KvType | Literal["auto"] | None,
     min_quality: float | None,
     min_speed: float | None,
     gpu: tuple[GpuSpec, int] | None,
@@ -69,6 +69,7 @@ def advise(
     from ggufdeploy.deploy import advising
     from ggufdeploy.deploy.candidates import Candidates
     from ggufdeploy.deploy.resolution import resolve
+    from ggufdeploy.deploy.wish import Wish, make_request
 
     out.detail(f"looking up {model}")
     source, quantization = resolve(model, read_settings(), revision=revision)
@@ -78,21 +79,21 @@ def advise(
         quantization = source.find(quantization).quantization
     candidates = Candidates(source)
     contexts = _contexts(context_tokens, candidates)
-    request = _request(source, slots, kv_type, contexts[0])
-    wanted = advising.Wanted(quantization, min_speed, min_quality)
-    fits = list(advising.advise(candidates, request, _compared(gpu), contexts, wanted))
+    wish = Wish(contexts[0], slots, kv_type, quantization, offload="none", min_quality=min_quality, min_speed=min_speed)
+    request = make_request(wish, source.profile)
+    fits = list(advising.advise(candidates, request, _compared(gpu), contexts))
     best = [fit for tokens in contexts if (fit := advising.smallest(fits, tokens)) is not None]
     document = {
         "schema_version": SCHEMA_VERSION, "model": source.name, "repo": source.repo, "revision": source.revision,
-        "kv_type": request.kv_type, "slots": request.slots, "fits": fits, "smallest": best,
+        "slots": request.slots, "fits": fits, "smallest": best,
     }  # fmt: skip
     rows = _rows(fits, contexts, keep_empty=gpu is not None)
     heads = [f"{tokens:,} TOKENS" for tokens in contexts]
     table = align(("GPU", ">VRAM", *heads), rows) if rows else []
-    text = "\n".join([*table, "", *_sentences(best, contexts, wanted)]).strip()
+    text = "\n".join([*table, "", *_sentences(best, contexts, wish)]).strip()
     out.result(text, document, brief="\n".join(f"{_gpu(fit)} {fit.quantization}" for fit in best))
     note_traffic(source, out)
-    out.note("tokens/s: one stream, half the context filled, estimates; VRAM: free for llama.cpp")
+    out.note("quantization, its quality, KV cache, tokens/s of one stream with half the context filled; estimates")
     if best:
         out.hint(f"ggufdeploy plan {model} --gpu {_gpu(best[-1])} --ctx {best[-1].context_tokens}")
 
@@ -109,15 +110,6 @@ def _contexts(asked: int | None, candidates: Candidates) -> list[int]:
         message = f"--ctx {asked:,} is more than the {limit:,} tokens this model was trained for"
         raise BadValue("--ctx", message, hint=f"--ctx {limit}")
     return [asked]
-
-
-def _request(source: Source, slots: int | None, kv_type: str | None, context_tokens: int) -> PlanRequest:
-    from ggufdeploy.deploy.wish import DEFAULT_SLOTS
-    from ggufdeploy.planner.request import KvType, PlanRequest
-
-    default = source.profile.default_slots if source.profile else DEFAULT_SLOTS
-    named: KvType = next((name for name in get_args(KvType) if name == kv_type), "f16")
-    return PlanRequest(context_tokens, slots or default, named)
 
 
 def _compared(gpu: tuple[GpuSpec, int] | None) -> list[tuple[GpuSpec, Sequence[int]]]:
@@ -148,7 +140,7 @@ def _cell(fit: Fit) -> str:
     if fit.quantization is None:
         return "-"
     worth = "?" if fit.quality is None else f"{fit.quality:.3f}"
-    return f"{fit.quantization:<8} {worth} {_rate(fit)}"
+    return f"{fit.quantization:<8} {worth} {fit.kv_type:<4} {_rate(fit)}"
 
 
 def _rate(fit: Fit) -> str:
@@ -156,14 +148,14 @@ def _rate(fit: Fit) -> str:
     return "?/s" if rate is None else f"{format_rate(rate).removesuffix(' tokens/s'):>4}/s"
 
 
-def _sentences(best: Sequence[Fit], contexts: Sequence[int], wanted: Wanted) -> list[str]:
+def _sentences(best: Sequence[Fit], contexts: Sequence[int], wish: Wish) -> list[str]:
     """Say for each context which GPU is the smallest that would do."""
     by_context = {fit.context_tokens: fit for fit in best}
     lines = []
     for tokens in contexts:
         fit = by_context.get(tokens)
         if fit is None:
-            lines.append(f"{tokens:,} tokens: nothing that was compared holds it{_floors(wanted)}")
+            lines.append(f"{tokens:,} tokens: nothing that was compared holds it{_floors(wish)}")
             continue
         rate = f", about {format_rate(fit.decode_tokens_per_s)}" if fit.decode_tokens_per_s else ""
         cards = f"one {fit.name}" if fit.count == 1 else f"no single GPU, but {fit.count} x {fit.name}"
@@ -171,10 +163,10 @@ def _sentences(best: Sequence[Fit], contexts: Sequence[int], wanted: Wanted) -> 
     return lines
 
 
-def _floors(wanted: Wanted) -> str:
+def _floors(wish: Wish) -> str:
     floors = []
-    if wanted.min_decode_tokens_per_s is not None:
-        floors.append(format_rate(wanted.min_decode_tokens_per_s))
-    if wanted.min_quality is not None:
-        floors.append(f"a quality of {wanted.min_quality:.3f}")
+    if wish.min_speed is not None:
+        floors.append(format_rate(wish.min_speed))
+    if wish.min_quality is not None:
+        floors.append(f"a quality of {wish.min_quality:.3f}")
     return f" with at least {' and '.join(floors)}" if floors else ""

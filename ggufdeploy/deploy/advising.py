@@ -10,8 +10,8 @@ from ggufdeploy.hardware.catalog import GpuSpec, find_gpu, simulate
 from ggufdeploy.hardware.machine import Machine
 from ggufdeploy.planner.calibration import Basis
 from ggufdeploy.planner.memory import FormulaMemory
-from ggufdeploy.planner.request import PlanRequest
-from ggufdeploy.planner.search import Option, search
+from ggufdeploy.planner.request import KvType, PlanRequest
+from ggufdeploy.planner.search import NOTICEABLE, Option, fast_enough, good_enough, search
 
 COUNTS = (1, 2, 4, 8)
 CONTEXTS_TOKENS = (8192, 32768, 65536)
@@ -20,8 +20,6 @@ _SHOWN = (
     "rtx-pro-6000", "a100-40gb", "a100-80gb", "h100-sxm", "h200-sxm", "b200",
 )  # fmt: skip
 """What people own or rent most, one of each size and generation; --gpu names any other."""
-_NOTICEABLE = 0.001
-"""Less quality than this is not worth half the speed: Q8_0 before F16."""
 # Wholly in VRAM, the host only holds the token embedding; any host does.
 _HOST = Machine(
     devices=(), ram_total_bytes=1 << 40, ram_available_bytes=1 << 40, physical_cores=1, logical_cores=1, simulated=True
@@ -29,27 +27,11 @@ _HOST = Machine(
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What an option must be to count; None: anything does. min_quality: see `quality.quality`."""
-
-    quantization: str | None = None
-    min_decode_tokens_per_s: float | None = None
-    min_quality: float | None = None
-
-    def met_by(self, option: Option) -> bool:
-        """Tell whether it is known to be all of that."""
-        rate, worth, name = option.speed.decode_tokens_per_s, option.quality, option.candidate.quantization
-        if self.quantization is not None and self.quantization.upper() != name.upper():
-            return False
-        fast = self.min_decode_tokens_per_s is None or (rate is not None and rate >= self.min_decode_tokens_per_s)
-        return fast and (self.min_quality is None or (worth is not None and worth >= self.min_quality))
-
-
-@dataclass(frozen=True)
 class Fit:
     """The best quantization for one number of one GPU at one context; quantization None: none fits and is wanted.
 
-    memory_bytes: free for llama.cpp on all cards together. best: no quantization that is wanted is noticeably better.
+    memory_bytes: free for llama.cpp on all cards together. kv_type: of the KV cache, None without a quantization. best:
+    more memory would bring nothing that is noticeably better.
     """
 
     gpu: str
@@ -59,6 +41,7 @@ class Fit:
     context_tokens: int
     quantization: str | None = None
     file_bytes: int | None = None
+    kv_type: KvType | None = None
     quality: float | None = None
     decode_tokens_per_s: float | None = None
     decode_low_tokens_per_s: float | None = None
@@ -78,18 +61,18 @@ def advise(
     request: PlanRequest,
     gpus: Sequence[tuple[GpuSpec, Sequence[int]]],
     contexts_tokens: Sequence[int],
-    wanted: Wanted,
 ) -> Iterator[Fit]:
-    """Yield one Fit per GPU, number of them and context. gpus: each with the numbers of cards to try.
+    """Yield one Fit per GPU, number of them and context: what a plan would choose there, wholly in VRAM.
 
-    More cards of a GPU are left out once fewer hold the best quantization at every context. Compute buffers are
-    formulas; weights come from the header of each quantization that is named, which is read when first needed.
+    request: with the floors, and whatever is left open, as `plan` makes it; its context is replaced. gpus: each with
+    the numbers of cards to try. More cards of a GPU are left out once fewer hold the best at every context. Compute
+    buffers are formulas; weights come from the header of each quantization that is named, read when first needed.
     """
     for spec, counts in gpus:
         for count in counts:
             machine = simulate(spec, count, base=_HOST)
             fits = [
-                _fit(candidates, replace(request, context_tokens=tokens, offload="none"), machine, spec, count, wanted)
+                _fit(candidates, replace(request, context_tokens=tokens, offload="none"), machine, spec, count)
                 for tokens in contexts_tokens
             ]
             yield from fits
@@ -97,14 +80,11 @@ def advise(
                 break
 
 
-def _fit(
-    candidates: Candidates, request: PlanRequest, machine: Machine, spec: GpuSpec, count: int, wanted: Wanted
-) -> Fit:
+def _fit(candidates: Candidates, request: PlanRequest, machine: Machine, spec: GpuSpec, count: int) -> Fit:
     nothing = Fit(spec.id, spec.name, count, spec.llama_free_bytes * count, request.context_tokens)
     while True:
-        options = search(candidates.all(), request, machine, FormulaMemory()).options  # best quality first
-        allowed = [option for option in options if wanted.met_by(option)]
-        chosen = _best_to_run([option for option in allowed if option.verdict == "gpu"])
+        result = search(candidates.all(), request, machine, FormulaMemory())
+        chosen = result.chosen
         if chosen is None:
             return nothing
         name = chosen.candidate.quantization
@@ -115,25 +95,33 @@ def _fit(
         nothing,
         quantization=name,
         file_bytes=chosen.candidate.total_bytes,
+        kv_type=chosen.request.kv_type,
         quality=chosen.quality,
         decode_tokens_per_s=_rounded(speed.decode_tokens_per_s),
         decode_low_tokens_per_s=_rounded(speed.decode_low_tokens_per_s),
         decode_high_tokens_per_s=_rounded(speed.decode_high_tokens_per_s),
         prefill_tokens_per_s=_rounded(speed.prefill_tokens_per_s),
         basis=speed.basis,
-        best=_as_good(chosen, allowed[0]),
+        best=_is_best(chosen, result.options, request),
     )
 
 
-def _best_to_run(options: Sequence[Option]) -> Option | None:
-    """Return the fastest of those that are as good as the best one; None of none."""
-    return max((o for o in options if _as_good(o, options[0])), key=lambda o: o.decode, default=None)
-
-
-def _as_good(option: Option, other: Option) -> bool:
-    if option.candidate.quantization == other.candidate.quantization:
+def _is_best(chosen: Option, options: Sequence[Option], request: PlanRequest) -> bool:
+    """Tell whether no quantization that is wanted is noticeably better, and the KV cache is of the first choice."""
+    wanted = next(
+        option
+        for option in options  # best quality first
+        if request.quantization in (None, option.candidate.quantization)
+        and good_enough(option, request)
+        and fast_enough(option, request)
+    )
+    if chosen.request.kv_type != request.kv_type:
+        return False
+    if chosen.candidate.quantization == wanted.candidate.quantization:
         return True
-    return option.quality is not None and other.quality is not None and option.quality >= other.quality - _NOTICEABLE
+    if chosen.quality is None or wanted.quality is None:
+        return False
+    return chosen.quality >= wanted.quality - NOTICEABLE
 
 
 def _rounded(rate: float | None) -> float | None:

@@ -20,8 +20,8 @@ Verdict = Literal["gpu", "offload", "cpu", "disk", "impossible"]
 
 # `balanced` offloads the best quantization that keeps this share of the speed of the fastest acceptable one.
 _BALANCED_SPEED_SHARE = 0.7
-# Less quality than this is not worth half the speed and twice the download: Q8_0 before F16.
-_NOTICEABLE = 0.001
+NOTICEABLE = 0.001
+"""Less quality than this is not worth half the speed and twice the download: Q8_0 before F16."""
 # How much better the weights must be to serve fewer requests at once than by default: more than for a smaller KV type.
 _FEWER_SLOTS_PRICE = 0.03
 
@@ -219,7 +219,7 @@ def choose(options: Sequence[Option], request: PlanRequest, machine: Machine, me
         return max(on_gpu, key=lambda o: (_longest(o, machine, memory), _worth(o, request)))
     if on_gpu:
         best = max(_worth(o, request) for o in on_gpu)
-        return max((o for o in on_gpu if _worth(o, request) >= best - _NOTICEABLE), key=lambda o: o.decode)
+        return max((o for o in on_gpu if _worth(o, request) >= best - NOTICEABLE), key=lambda o: o.decode)
     plain = [o for o in usable if o.request.kv_type == request.kv_type] or usable
     fastest = max(o.decode for o in plain)
     return next(o for o in plain if o.decode >= _BALANCED_SPEED_SHARE * fastest)

@@ -22,11 +22,9 @@ def test_the_table_and_the_smallest_gpu(mixtral_hub):
 def test_a_row_names_what_plan_finds_in_vram(mixtral_hub, context):
     document = ggufdeploy("advise", "mixtral-8x22b", "--gpu", "h100-sxm", "--ctx", str(context), "--json").document
     fit = document["fits"][0]
-    plan = ggufdeploy(
-        "plan", "mixtral-8x22b", "--gpu", "h100-sxm", "--ctx", str(context), "--kv-type", "f16", "--json"
-    ).document
+    plan = ggufdeploy("plan", "mixtral-8x22b", "--gpu", "h100-sxm", "--ctx", str(context), "--json").document
     assert plan["verdict"] == "gpu"
-    assert fit["quantization"] == plan["quantization"]["name"]
+    assert (fit["quantization"], fit["kv_type"]) == (plan["quantization"]["name"], plan["kv_cache"]["key_type"])
     assert fit["decode_tokens_per_s"] == plan["speed"]["decode_tokens_per_s"]
     assert document["smallest"] == [fit]
 

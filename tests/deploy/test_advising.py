@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ggufdeploy.deploy.advising import COUNTS, Fit, Wanted, advise, shown_gpus, smallest
+from ggufdeploy.deploy.advising import COUNTS, Fit, advise, shown_gpus, smallest
 from ggufdeploy.hardware.catalog import find_gpu, list_gpus
 from ggufdeploy.planner.quality import quality
 from ggufdeploy.planner.request import PlanRequest
@@ -34,8 +34,8 @@ class Ladder:
         return True
 
 
-def fits(gpu: str, counts=(1,), contexts=(8192,), wanted=None, ladder=None) -> list[Fit]:
-    return list(advise(ladder or Ladder(), REQUEST, [(find_gpu(gpu), counts)], contexts, wanted or Wanted()))
+def fits(gpu: str, counts=(1,), contexts=(8192,), ladder=None, **wanted) -> list[Fit]:
+    return list(advise(ladder or Ladder(), replace(REQUEST, **wanted), [(find_gpu(gpu), counts)], contexts))
 
 
 def test_the_best_quantization_that_is_wholly_in_vram_is_named():
@@ -61,19 +61,25 @@ def test_more_cards_are_not_tried_once_fewer_hold_the_best():
 def test_what_is_as_good_and_half_as_large_is_preferred():
     (fit,) = fits("b200", (2,))
     assert (fit.quantization, fit.best) == ("Q8_0", True)
-    (whole,) = fits("b200", (2,), wanted=Wanted(quantization="f16"))
+    (whole,) = fits("b200", (2,), quantization="F16")
     assert whole.quantization == "F16"
     assert whole.decode_tokens_per_s < fit.decode_tokens_per_s
 
 
 def test_floors_leave_out_what_is_too_slow_or_too_bad():
     (any_speed,) = fits("h100-sxm")
-    assert (
-        fits("h100-sxm", wanted=Wanted(min_decode_tokens_per_s=any_speed.decode_tokens_per_s + 1))[0].quantization
-        == "Q4_K_M"
-    )
-    assert fits("h100-sxm", wanted=Wanted(min_quality=quality("Q8_0")))[0].quantization is None
-    assert fits("h100-sxm", wanted=Wanted(min_quality=0.5, quantization="Q2_K"))[0].quantization == "Q2_K"
+    (faster,) = fits("h100-sxm", min_decode_tokens_per_s=any_speed.decode_tokens_per_s + 1)
+    assert faster.quantization == "Q4_K_M"
+    assert fits("h100-sxm", min_quality=quality("Q8_0"))[0].quantization is None
+    assert fits("h100-sxm", min_quality=0.5, quantization="Q2_K")[0].quantization == "Q2_K"
+
+
+def test_a_smaller_kv_cache_is_taken_where_a_plan_would_and_is_not_yet_the_best():
+    plain = fits("h100-sxm", (1,), (524288,))[0]
+    smaller = fits("h100-sxm", (1,), (524288,), other_kv_types=("q8_0",))[0]
+    assert (plain.kv_type, smaller.kv_type) == ("f16", "q8_0")
+    assert smaller.quality > plain.quality
+    assert not smaller.best
 
 
 def test_only_the_headers_of_what_is_named_are_read_and_each_once():

@@ -219,6 +219,7 @@ def test_the_document_has_exactly_the_documented_keys(mixtral_hub):
     }  # fmt: skip
     assert set(document["speed"]) == {
         "decode_tokens_per_s", "prefill_tokens_per_s", "all_gpu_decode_tokens_per_s", "slowdown",
+        "decode_low_tokens_per_s", "decode_high_tokens_per_s", "basis", "bottleneck",
     }  # fmt: skip
     assert set(document["alternatives"][0]) == {
         "quantization", "kv_type", "context_tokens", "verdict", "n_gpu_layers", "decode_tokens_per_s", "quality",
