@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,14 +41,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class _Generation:
-    """One running request: what the scheduler does not need to know. Times are time.monotonic() seconds."""
+    """One running request: what the scheduler does not need to know. Times are time.monotonic() seconds.
+
+    end_tokens: those that end it, not before `min_tokens`.
+    """
 
     job: Job
     sampler: Sampler
     text: TextStream
+    end_tokens: frozenset[int]
+    min_tokens: int
     n_unsent: int = 0
     started: float | None = None
     first_token: float = 0.0
+
+    @property
+    def is_plain_argmax(self) -> bool:
+        """Whether the next token is the best one of the unchanged logits."""
+        return self.sampler.is_plain_argmax and self.job.n_generated >= self.min_tokens
+
+    def choose(self, row: Logits) -> int:
+        """Return the next token; changes `row`. Raises EngineError when the logits are not numbers."""
+        if self.job.n_generated < self.min_tokens:
+            row[list(self.end_tokens)] = -math.inf
+        if self.sampler.is_plain_argmax:
+            return checked_argmax(row)
+        return self.sampler.sample(row, self.job.tokens)
 
 
 class Engine:
@@ -189,16 +208,16 @@ class Engine:
             self._calls.put(functools.partial(self._start, generation))
 
     def _generation(self, request: GenerateRequest) -> _Generation:
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise BadRequest(f"max_tokens is {request.max_tokens}, it must be at least 1", param="max_tokens")
-        if not all(request.stop):
-            raise BadRequest("stop strings must not be empty", param="stop")
+        _check(request, self._n_vocab)
         banned = self._end_tokens if request.ignore_eos else frozenset[int]()
         sampler = Sampler(request.sampling, n_vocab=self._n_vocab, banned=banned)
         tokens = self._reader.read(request.prompt)
         room = self._context_tokens - len(tokens)
         limit = room if request.max_tokens is None else min(request.max_tokens, room)
-        return _Generation(Job(request.id, tokens, limit), sampler, TextStream(request.stop))
+        end_tokens = self._end_tokens.union(request.stop_token_ids)
+        return _Generation(
+            Job(request.id, tokens, limit), sampler, TextStream(request.stop), end_tokens, request.min_tokens
+        )
 
     def _start(self, generation: _Generation) -> None:
         job = generation.job
@@ -252,7 +271,7 @@ class Engine:
             return
         generations = [self._generations[part.job.id] for part in parts]
         logits = self._backend.logits()
-        if all(generation.sampler.is_plain_argmax for generation in generations):
+        if all(generation.is_plain_argmax for generation in generations):
             best = logits.argmax(axis=1)
             if np.isfinite(logits[np.arange(len(best)), best]).all():
                 for generation, token in zip(generations, best.tolist(), strict=True):
@@ -260,7 +279,7 @@ class Engine:
                 return
         for part, generation, row in zip(parts, generations, logits, strict=True):
             try:
-                token = _choose(generation, row)
+                token = generation.choose(row)
             except EngineError as error:
                 self._fail([part], error.message)
             else:
@@ -273,7 +292,7 @@ class Engine:
         generation.n_unsent += 1
         if job.n_generated == 1:
             generation.first_token = time.monotonic()
-        ended = token in self._end_tokens
+        ended = token in generation.end_tokens
         shown = "" if ended else text.push(self._backend.token_bytes(token))
         reason: Literal["stop", "length"] | None = None
         if ended or text.stopped:
@@ -313,10 +332,20 @@ class Engine:
             self._events.append(Failed(part.job.id, "engine_error", message))
 
 
-def _choose(generation: _Generation, row: Logits) -> int:
-    if generation.sampler.is_plain_argmax:
-        return checked_argmax(row)
-    return generation.sampler.sample(row, generation.job.tokens)
+def _check(request: GenerateRequest, n_vocab: int) -> None:
+    """Raise BadRequest for limits and stops that cannot be kept."""
+    limit = request.max_tokens
+    if limit is not None and limit < 1:
+        raise BadRequest(f"max_tokens is {limit}, it must be at least 1", param="max_tokens")
+    if limit is not None and request.min_tokens > limit:
+        message = f"min_tokens is {request.min_tokens}, more than the limit of {limit} tokens"
+        raise BadRequest(message, param="min_tokens")
+    if not all(request.stop):
+        raise BadRequest("stop strings must not be empty", param="stop")
+    for token in request.stop_token_ids:
+        if not 0 <= token < n_vocab:
+            message = f"stop_token_ids names token {token}, the model has {n_vocab:,} tokens"
+            raise BadRequest(message, param="stop_token_ids")
 
 
 def _failed(id: str, error: RequestError) -> Failed:

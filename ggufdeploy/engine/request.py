@@ -139,13 +139,19 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One sequence to generate. id: unique among requests in flight. max_tokens None: up to the context's edge."""
+    """One sequence to generate. id: unique among requests in flight. max_tokens None: up to the context's edge.
+
+    stop_token_ids: end the generation like the model's own end tokens, without being shown. min_tokens: neither kind
+    is chosen before so many tokens; stop strings still end it.
+    """
 
     id: str
     prompt: Prompt
     sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
     ignore_eos: bool = False
 
 

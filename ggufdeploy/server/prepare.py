@@ -46,6 +46,8 @@ def engine_requests(
                     sampling=msgspec.structs.replace(sampling, seed=seed),
                     max_tokens=max_tokens or state.config.max_tokens,
                     stop=stop,
+                    stop_token_ids=tuple(body.stop_token_ids or ()),
+                    min_tokens=body.min_tokens or 0,
                     ignore_eos=bool(body.ignore_eos),
                 )
             )

@@ -43,8 +43,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template": ("",),
     "chat_template_kwargs": ({},),
     "lora": ([],),
-    "min_tokens": (0,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
     "typical_p": (1,),
     "mirostat": (0,),
@@ -82,6 +80,8 @@ class GenerationBody(Struct, kw_only=True):
     repeat_last_n: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=4096)] | None = None
     ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=1024)] | None = None
 
     functions: Any = None
     function_call: Any = None
@@ -102,8 +102,6 @@ class GenerationBody(Struct, kw_only=True):
     chat_template: Any = None
     chat_template_kwargs: Any = None
     lora: Any = None
-    min_tokens: Any = None
-    stop_token_ids: Any = None
     bad_words: Any = None
     typical_p: Any = None
     mirostat: Any = None

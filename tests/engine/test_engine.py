@@ -133,6 +133,23 @@ def test_an_end_token_stops_without_being_shown(harness):
     assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("stop", 3)
 
 
+def test_a_stop_token_of_the_request_stops_without_being_shown(harness):
+    h = harness(answer=lambda tokens: ord("y") if len(tokens) >= 7 else ord("x"))
+    h.submit("a", max_tokens=None, stop_token_ids=(ord("y"),))
+    h.until_ended()
+    assert h.text("a") == "xx"
+    assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("stop", 3)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(temperature=0.1, seed=1)])
+def test_nothing_ends_a_generation_before_min_tokens(harness, sampling):
+    h = harness(answer=lambda tokens: END if len(tokens) % 2 else ord("y"))
+    h.submit("a", max_tokens=None, min_tokens=4, stop_token_ids=(ord("y"),), sampling=sampling)
+    h.until_ended()
+    assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("stop", 5)
+    assert "y" not in h.text("a")
+
+
 def test_ignore_eos_never_ends_by_itself(harness):
     h = harness(answer=lambda tokens: END)
     h.submit("a", max_tokens=4, ignore_eos=True)
@@ -179,6 +196,8 @@ def test_a_prompt_as_long_as_the_context_is_refused_with_both_numbers(harness):
         ({"prompt": TokenPrompt((1, 9999))}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"stop": ("a", "")}, "stop"),
+        ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        ({"stop_token_ids": (1, 258)}, "stop_token_ids"),
         ({"sampling": SamplingParams(top_p=2.0)}, "top_p"),
     ],
 )

@@ -60,6 +60,8 @@ def test_all_sampling_fields_reach_the_engine(client, engine):
         stop=["END", ""],
         max_tokens=2,
         ignore_eos=True,
+        min_tokens=1,
+        stop_token_ids=[7, 8],
     )
     (request,) = engine.requests
     assert request.sampling == SamplingParams(
@@ -75,6 +77,7 @@ def test_all_sampling_fields_reach_the_engine(client, engine):
         logit_bias=((15, -100.0), (2, 1.5)),
     )
     assert (request.stop, request.max_tokens, request.ignore_eos) == (("END",), 2, True)
+    assert (request.min_tokens, request.stop_token_ids) == (1, (7, 8))
 
 
 def test_null_means_the_servers_default(make_client, engine):
@@ -226,7 +229,6 @@ def test_a_wrong_field_is_a_400_that_names_it(client, engine, body, param):
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"grammar": "root ::= x"}, "grammar"),
         ({"guided_json": {}}, "guided_json"),
-        ({"min_tokens": 5}, "min_tokens"),
         ({"mirostat": 2}, "mirostat"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
