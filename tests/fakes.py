@@ -10,7 +10,17 @@ from typing import Literal
 import numpy as np
 
 from ggufdeploy.engine.backend import Chunk, Decoded, Logits
-from ggufdeploy.engine.request import Accepted, Delta, EngineInfo, Event, Finished, GenerateRequest, Stats
+from ggufdeploy.engine.request import (
+    Accepted,
+    Alternative,
+    Delta,
+    EngineInfo,
+    Event,
+    Finished,
+    GenerateRequest,
+    Stats,
+    TokenLogprob,
+)
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.errors import EngineError, GgufdeployError, Overloaded
 
@@ -98,7 +108,7 @@ class FakeEngine:
         self.running.add(request.id)
         finished = False
         try:
-            async for event in self._play(request.id, script, request.max_tokens):
+            async for event in self._play(request, script):
                 yield event
             finished = True
         except GgufdeployError:
@@ -109,15 +119,16 @@ class FakeEngine:
             if not finished:
                 self.cancelled.append(request.id)
 
-    async def _play(self, id: str, script: Script, max_tokens: int | None) -> AsyncGenerator[Event, None]:
+    async def _play(self, request: GenerateRequest, script: Script) -> AsyncGenerator[Event, None]:
         self._started.set()
+        id = request.id
         yield Accepted(id, script.prompt_tokens)
-        deltas = script.deltas[:max_tokens]
-        for text in deltas:
+        deltas = script.deltas[: request.max_tokens]
+        for at, text in enumerate(deltas):
             await asyncio.sleep(0)
             if self._gate is not None:
                 await self._gate.wait()
-            yield Delta(id, text, 1)
+            yield Delta(id, text, 1, _logprobs(request, text, len("".join(deltas[:at]))))
         if script.broken is not None:
             raise script.broken
         yield Finished(
@@ -145,6 +156,14 @@ class FakeEngine:
             raise Overloaded(f"The model is {self.phase}.", retry_after_s=1.0)
         if self.phase != "ready":
             raise EngineError(self.error or f"The engine is {self.phase}.")
+
+
+def _logprobs(request: GenerateRequest, text: str, start_chars: int) -> tuple[TokenLogprob, ...]:
+    """Return one entry for `text` as one token, as likely as the other one there is."""
+    if request.logprobs is None:
+        return ()
+    top = (Alternative(text.encode(), -0.75), Alternative(b"other", -0.75))[: request.logprobs]
+    return (TokenLogprob(text.encode(), -0.75, top, start_chars=start_chars),)
 
 
 END, BOS = 256, 257

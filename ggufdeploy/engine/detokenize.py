@@ -9,6 +9,7 @@ from collections.abc import Sequence
 class TextStream:
     """The text of one generation. `push` returns what may leave now; `stopped` tells that a stop string came up.
 
+    n_chars: whole characters so far, those held back included.
     Bytes that are no UTF-8 become U+FFFD; a character cut off by the end of the generation is dropped.
     """
 
@@ -17,6 +18,7 @@ class TextStream:
         self._stop = tuple(stop)
         self._held = ""
         self.stopped = False
+        self.n_chars = 0
 
     def push(self, data: bytes) -> str:
         """Take the bytes of one token; return the text that is safe to show, often "".
@@ -25,7 +27,9 @@ class TextStream:
         """
         if self.stopped:
             return ""
-        text = self._held + self._decoder.decode(data)
+        fresh = self._decoder.decode(data)
+        self.n_chars += len(fresh)
+        text = self._held + fresh
         if not self._stop or not text:
             return text
         found = [index for stop in self._stop if (index := text.find(stop)) >= 0]

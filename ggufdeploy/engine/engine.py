@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from ggufdeploy.engine.backend import Backend, Decoded, Logits
+from ggufdeploy.engine.backend import Backend, Decoded
 from ggufdeploy.engine.detokenize import TextStream
+from ggufdeploy.engine.generation import Generation, check_limits
+from ggufdeploy.engine.logprobs import LogprobLog
 from ggufdeploy.engine.preparation import DeepThreads, PromptReader
 from ggufdeploy.engine.request import (
     Accepted,
@@ -28,7 +28,7 @@ from ggufdeploy.engine.request import (
     Started,
     Stats,
 )
-from ggufdeploy.engine.sampling import Sampler, checked_argmax
+from ggufdeploy.engine.sampling import Sampler
 from ggufdeploy.engine.scheduler import Job, Part, Scheduler
 from ggufdeploy.engine.slots import SlotTable
 from ggufdeploy.errors import BadRequest, ContextOverflow, EngineCrashed, EngineError, RequestError
@@ -37,36 +37,6 @@ from ggufdeploy.errors import BadRequest, ContextOverflow, EngineCrashed, Engine
 MAX_WAITING = 4096
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _Generation:
-    """One running request: what the scheduler does not need to know. Times are time.monotonic() seconds.
-
-    end_tokens: those that end it, not before `min_tokens`.
-    """
-
-    job: Job
-    sampler: Sampler
-    text: TextStream
-    end_tokens: frozenset[int]
-    min_tokens: int
-    n_unsent: int = 0
-    started: float | None = None
-    first_token: float = 0.0
-
-    @property
-    def is_plain_argmax(self) -> bool:
-        """Whether the next token is the best one of the unchanged logits."""
-        return self.sampler.is_plain_argmax and self.job.n_generated >= self.min_tokens
-
-    def choose(self, row: Logits) -> int:
-        """Return the next token; changes `row`. Raises EngineError when the logits are not numbers."""
-        if self.job.n_generated < self.min_tokens:
-            row[list(self.end_tokens)] = -math.inf
-        if self.sampler.is_plain_argmax:
-            return checked_argmax(row)
-        return self.sampler.sample(row, self.job.tokens)
 
 
 class Engine:
@@ -94,7 +64,7 @@ class Engine:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._preparing: set[str] = set()
         self._wanted: set[str] = set()  # submitted and not cancelled until prepared; touched from any thread
-        self._generations: dict[str, _Generation] = {}
+        self._generations: dict[str, Generation] = {}
         self._events: list[Event] = []
         self._stopping = False
         self._n_prompt_tokens = self._n_completion_tokens = self._n_requests = self._n_steps = 0
@@ -207,19 +177,24 @@ class Engine:
         else:
             self._calls.put(functools.partial(self._start, generation))
 
-    def _generation(self, request: GenerateRequest) -> _Generation:
-        _check(request, self._n_vocab)
+    def _generation(self, request: GenerateRequest) -> Generation:
+        check_limits(request, self._n_vocab)
         banned = self._end_tokens if request.ignore_eos else frozenset[int]()
         sampler = Sampler(request.sampling, n_vocab=self._n_vocab, banned=banned)
         tokens = self._reader.read(request.prompt)
         room = self._context_tokens - len(tokens)
         limit = room if request.max_tokens is None else min(request.max_tokens, room)
-        end_tokens = self._end_tokens.union(request.stop_token_ids)
-        return _Generation(
-            Job(request.id, tokens, limit), sampler, TextStream(request.stop), end_tokens, request.min_tokens
+        wanted = request.logprobs
+        return Generation(
+            Job(request.id, tokens, limit),
+            sampler,
+            TextStream(request.stop),
+            end_tokens=self._end_tokens.union(request.stop_token_ids),
+            min_tokens=request.min_tokens,
+            logprobs=None if wanted is None else LogprobLog(wanted, self._backend.token_bytes),
         )
 
-    def _start(self, generation: _Generation) -> None:
+    def _start(self, generation: Generation) -> None:
         job = generation.job
         if job.id not in self._preparing:
             return  # cancelled meanwhile
@@ -285,7 +260,7 @@ class Engine:
             else:
                 self._advance(generation, token)
 
-    def _advance(self, generation: _Generation, token: int) -> None:
+    def _advance(self, generation: Generation, token: int) -> None:
         job, text = generation.job, generation.text
         job.tokens.append(token)
         self._n_completion_tokens += 1
@@ -301,13 +276,14 @@ class Engine:
             reason = "length"
         if reason is not None:
             shown += text.flush()
-        if shown:
-            self._events.append(Delta(job.id, shown, generation.n_unsent))
+        logprobs = generation.take_logprobs(shown, ended=ended, finished=reason is not None)
+        if shown or logprobs:
+            self._events.append(Delta(job.id, shown, generation.n_unsent, logprobs))
             generation.n_unsent = 0
         if reason is not None:
             self._finish(generation, reason)
 
-    def _finish(self, generation: _Generation, reason: Literal["stop", "length"]) -> None:
+    def _finish(self, generation: Generation, reason: Literal["stop", "length"]) -> None:
         job = generation.job
         self._scheduler.finish(job)
         del self._generations[job.id]
@@ -330,22 +306,6 @@ class Engine:
             self._scheduler.drop(part.job)
             del self._generations[part.job.id]
             self._events.append(Failed(part.job.id, "engine_error", message))
-
-
-def _check(request: GenerateRequest, n_vocab: int) -> None:
-    """Raise BadRequest for limits and stops that cannot be kept."""
-    limit = request.max_tokens
-    if limit is not None and limit < 1:
-        raise BadRequest(f"max_tokens is {limit}, it must be at least 1", param="max_tokens")
-    if limit is not None and request.min_tokens > limit:
-        message = f"min_tokens is {request.min_tokens}, more than the limit of {limit} tokens"
-        raise BadRequest(message, param="min_tokens")
-    if not all(request.stop):
-        raise BadRequest("stop strings must not be empty", param="stop")
-    for token in request.stop_token_ids:
-        if not 0 <= token < n_vocab:
-            message = f"stop_token_ids names token {token}, the model has {n_vocab:,} tokens"
-            raise BadRequest(message, param="stop_token_ids")
 
 
 def _failed(id: str, error: RequestError) -> Failed:

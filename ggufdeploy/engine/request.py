@@ -142,7 +142,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to generate. id: unique among requests in flight. max_tokens None: up to the context's edge.
 
     stop_token_ids: end the generation like the model's own end tokens, without being shown. min_tokens: neither kind
-    is chosen before so many tokens; stop strings still end it.
+    is chosen before so many tokens; stop strings still end it. logprobs: how many alternatives to each token are told;
+    None: no logprobs at all.
     """
 
     id: str
@@ -153,6 +154,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
+    logprobs: int | None = None
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -168,12 +170,32 @@ class Started(msgspec.Struct, frozen=True, tag="started"):
     id: str
 
 
-class Delta(msgspec.Struct, frozen=True, tag="delta"):
-    """Text produced by one step: whole UTF-8 characters, stop strings already held back. n_tokens: tokens behind it."""
+class Alternative(msgspec.Struct, frozen=True, array_like=True):
+    """A token that could have been chosen. data: what it stands for, b"" for control tokens; logprob: natural."""
+
+    data: bytes
+    logprob: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A generated token. top: the most likely ones, the best first. start_chars: characters of text before it."""
+
+    data: bytes
+    logprob: float
+    top: tuple[Alternative, ...]
+    start_chars: int
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta", omit_defaults=True):
+    """Text produced by one step: whole UTF-8 characters, stop strings already held back. n_tokens: tokens behind it.
+
+    logprobs: of the tokens whose text begins here, if asked for. Then the text may be empty.
+    """
 
     id: str
     text: str
     n_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

@@ -12,6 +12,7 @@ from ggufdeploy.engine.request import ChatMessage, ChatPrompt
 from ggufdeploy.errors import BadRequest
 from ggufdeploy.server.body import read_json
 from ggufdeploy.server.generation import Answer, Choice, Generation
+from ggufdeploy.server.logprobs import chat_logprobs
 from ggufdeploy.server.prepare import engine_requests, make_head
 from ggufdeploy.server.schemas import ChatBody, ContentPart, MessageBody, unsupported
 from ggufdeploy.server.state import ServerState
@@ -103,7 +104,7 @@ def _choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
         {
             "index": index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": None,
+            "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
             "finish_reason": choice.reason,
         }
         for index, choice in enumerate(choices)

@@ -12,6 +12,7 @@ from ggufdeploy.engine.request import Prompt, TextPrompt, TokenPrompt
 from ggufdeploy.errors import BadRequest
 from ggufdeploy.server.body import read_json
 from ggufdeploy.server.generation import Answer, Choice, Generation
+from ggufdeploy.server.logprobs import completion_logprobs
 from ggufdeploy.server.prepare import engine_requests, make_head
 from ggufdeploy.server.schemas import CompletionBody, unsupported
 from ggufdeploy.server.state import ServerState
@@ -85,6 +86,11 @@ def _prefix(prompt: Prompt, echo: bool) -> str:
 
 def _choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
     return [
-        {"index": index, "text": choice.text, "logprobs": None, "finish_reason": choice.reason}
+        {
+            "index": index,
+            "text": choice.text,
+            "logprobs": None if choice.logprobs is None else completion_logprobs(choice.logprobs),
+            "finish_reason": choice.reason,
+        }
         for index, choice in enumerate(choices)
     ]

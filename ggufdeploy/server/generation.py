@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from starlette.types import Receive, Scope, Send
 
-from ggufdeploy.engine.request import Delta, Event, Finished, GenerateRequest
+from ggufdeploy.engine.request import Delta, Event, Finished, GenerateRequest, TokenLogprob
 from ggufdeploy.errors import GgufdeployError
 from ggufdeploy.server.errors import error_body, json_response, shape_of
 from ggufdeploy.server.fanout import Fanout, Indexed
@@ -24,9 +24,10 @@ log = logging.getLogger("ggufdeploy.server")
 
 @dataclass
 class Choice:
-    """One generated text so far."""
+    """One generated text so far. logprobs: None when they were not asked for."""
 
     parts: list[str]
+    logprobs: list[TokenLogprob] | None = None
     finished: Finished | None = None
 
     @property
@@ -66,7 +67,10 @@ class Generation:
         self._state = state
         self._answer = answer
         self._fanout = Fanout(state.engine, answer.requests, state.config.ping_s)
-        self._choices = [Choice([prefix] if prefix else []) for prefix in answer.prefixes]
+        self._choices = [
+            Choice([prefix] if prefix else [], None if request.logprobs is None else [])
+            for prefix, request in zip(answer.prefixes, answer.requests, strict=True)
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer. Errors before the first byte are raised, for the handlers that turn them into a status."""
@@ -121,7 +125,10 @@ class Generation:
     def _note(self, events: Sequence[Indexed]) -> None:
         for index, happened in events:
             if isinstance(happened, Delta):
-                self._choices[index].parts.append(happened.text)
+                choice = self._choices[index]
+                choice.parts.append(happened.text)
+                if choice.logprobs is not None:
+                    choice.logprobs.extend(happened.logprobs)
             elif isinstance(happened, Finished):
                 self._choices[index].finished = happened
 
@@ -152,7 +159,7 @@ class Generation:
 
 def _chunk(chunks: Chunks, index: int, happened: Event) -> bytes:
     if isinstance(happened, Delta):
-        return chunks.text(index, happened.text)
+        return chunks.text(index, happened.text, happened.logprobs)
     return chunks.finish(index, happened.reason) if isinstance(happened, Finished) else b""
 
 

@@ -35,6 +35,7 @@ def engine_requests(
         raise BadRequest(message, param="n" if n > 1 else "prompt", code="invalid_value")
     sampling = body.sampling(state.config.sampling)
     stop = body.stop_texts()
+    logprobs = body.wanted_logprobs()
     requests: list[GenerateRequest] = []
     for prompt in prompts:
         for choice in range(n):
@@ -49,6 +50,7 @@ def engine_requests(
                     stop_token_ids=tuple(body.stop_token_ids or ()),
                     min_tokens=body.min_tokens or 0,
                     ignore_eos=bool(body.ignore_eos),
+                    logprobs=logprobs,
                 )
             )
     return tuple(requests)

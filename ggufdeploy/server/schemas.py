@@ -20,6 +20,7 @@ Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 StopText = Annotated[str, Meta(max_length=1024)]
 
 # Parameters that would change the answer and that this server does not have, with the values that mean "off".
@@ -27,8 +28,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "modalities": (["text"],),
     "audio": (),
     "web_search_options": (),
@@ -86,8 +85,6 @@ class GenerationBody(Struct, kw_only=True):
     functions: Any = None
     function_call: Any = None
     response_format: Any = None
-    logprobs: Any = None
-    top_logprobs: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
@@ -116,6 +113,10 @@ class GenerationBody(Struct, kw_only=True):
             value = getattr(self, name)
             if value is not None and not _is_off(value, off):
                 raise unsupported(name)
+
+    def wanted_logprobs(self) -> int | None:
+        """Return how many alternatives to each token are to be told, None for no logprobs. Raises BadRequest."""
+        raise NotImplementedError
 
     def stop_texts(self) -> tuple[str, ...]:
         """Return the stop strings, empty ones left out as llama-server does."""
@@ -166,6 +167,14 @@ class ChatBody(GenerationBody, kw_only=True):
     tool_choice: Any = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+
+    def wanted_logprobs(self) -> int | None:
+        if self.top_logprobs and not self.logprobs:
+            message = "Invalid value for 'top_logprobs': it requires 'logprobs': true."
+            raise BadRequest(message, param="top_logprobs", code="invalid_value")
+        return self.top_logprobs or 0 if self.logprobs else None
 
 
 class CompletionBody(GenerationBody, kw_only=True):
@@ -174,6 +183,15 @@ class CompletionBody(GenerationBody, kw_only=True):
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     echo: bool | None = None
     best_of: int | None = None
+    logprobs: bool | TopLogprobs | None = None
+
+    def wanted_logprobs(self) -> int | None:
+        if self.logprobs is None or self.logprobs is False:
+            return None
+        if self.echo:
+            message = "'logprobs' with 'echo' would have to cover the prompt, which is not supported."
+            raise BadRequest(message, param="logprobs", code="unsupported_parameter")
+        return int(self.logprobs)
 
 
 class TokenizeBody(Struct, kw_only=True):
@@ -196,7 +214,7 @@ def unsupported(name: str) -> BadRequest:
 
 
 def _is_off(value: Any, off: tuple[Any, ...]) -> bool:
-    """Compare without taking False for 0: `logprobs: 0` of text completions asks for logprobs."""
+    """Compare without taking False for 0."""
     return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in off)
 
 

@@ -6,11 +6,14 @@ Building each chunk as a dict costs 7 us of JSON encoding per token, a template 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+
+from ggufdeploy.engine.request import TokenLogprob
+from ggufdeploy.server.logprobs import chat_logprobs, completion_logprobs
 
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
@@ -36,6 +39,7 @@ class Dialect:
     text_before: bytes
     text_after: bytes
     closing: bytes
+    logprobs: Callable[[Sequence[TokenLogprob]], dict[str, Any]]
 
 
 CHAT = Dialect(
@@ -44,9 +48,15 @@ CHAT = Dialect(
     text_before=b'"delta":{"content":',
     text_after=b"}",
     closing=b'"delta":{}',
+    logprobs=chat_logprobs,
 )
 COMPLETION = Dialect(
-    object="text_completion", opening=None, text_before=b'"text":', text_after=b"", closing=b'"text":""'
+    object="text_completion",
+    opening=None,
+    text_before=b'"text":',
+    text_after=b"",
+    closing=b'"text":""',
+    logprobs=completion_logprobs,
 )
 
 
@@ -70,9 +80,9 @@ class Head:
         }
 
 
-def json_text(text: str) -> bytes:
-    """Return `text` as a JSON string that no line splitter cuts."""
-    encoded = msgspec.json.encode(text)
+def json_text(document: Any) -> bytes:
+    """Return `document` as JSON that no line splitter cuts."""
+    encoded = msgspec.json.encode(document)
     if not encoded.isascii():
         for char, escape in _LINE_BREAKS:
             encoded = encoded.replace(char, escape)
@@ -94,7 +104,8 @@ class Chunks:
         usage = b',"usage":null' if with_usage else b""
         self._before = [start + b"%d," % index for index in range(n_choices)]
         self._before_text = [before + dialect.text_before for before in self._before]
-        self._after = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
+        self._after_logprobs = b',"finish_reason":null}]' + usage + b"}\n\n"
+        self._after = b',"logprobs":null' + self._after_logprobs
         self._after_text = dialect.text_after + self._after
         self._end = b"}]" + usage + b"}\n\n"
 
@@ -103,11 +114,12 @@ class Chunks:
         opening = self._dialect.opening
         return b"" if opening is None else self._before[index] + opening + self._after
 
-    def text(self, index: int, text: str) -> bytes:
-        """Return a chunk with a piece of a choice's text; nothing for no text."""
-        if not text:
-            return b""
-        return self._before_text[index] + json_text(text) + self._after_text
+    def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """Return a chunk with a piece of a choice's text; nothing for no text and no logprobs."""
+        if logprobs:
+            before = self._before_text[index] + json_text(text) + self._dialect.text_after
+            return before + b',"logprobs":' + json_text(self._dialect.logprobs(logprobs)) + self._after_logprobs
+        return self._before_text[index] + json_text(text) + self._after_text if text else b""
 
     def finish(self, index: int, reason: Literal["stop", "length"]) -> bytes:
         """Return a choice's last chunk, which carries no text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,45 @@ def test_nothing_ends_a_generation_before_min_tokens(harness, sampling):
     h.until_ended()
     assert (h.events[-1].reason, h.events[-1].completion_tokens) == ("stop", 5)
     assert "y" not in h.text("a")
+
+
+def spelling(text: bytes) -> Callable[..., int]:
+    """Return an answer that follows the 5 tokens of "hello" with `text`."""
+    return lambda tokens: text[len(tokens) - 5] if len(tokens) - 5 < len(text) else END
+
+
+@pytest.mark.parametrize(
+    ("said", "fields", "text", "told"),
+    [
+        (b"abc", {}, "abc", b"abc"),
+        ("é!".encode(), {}, "é!", "é!".encode()),
+        ("é".encode(), {"max_tokens": 1}, "", "é".encode()[:1]),
+        (b"ab##c", {"stop": ("##",)}, "ab", b"ab"),
+        (b"ab#c", {"stop": ("##",)}, "ab#c", b"ab#c"),
+        (b"ab#", {"stop": ("##",)}, "ab#", b"ab#"),
+    ],
+)
+def test_logprobs_cover_the_tokens_of_the_text_and_no_others(harness, said, fields, text, told):
+    h = harness(answer=spelling(said))
+    h.submit("a", logprobs=2, **fields)
+    h.until_ended()
+    entries = [entry for event in h.of("a") if isinstance(event, Delta) for entry in event.logprobs]
+    assert h.text("a") == text
+    assert b"".join(entry.data for entry in entries) == told
+    assert all(entry.top[0].data == entry.data and len(entry.top) == 2 for entry in entries)
+
+
+def test_logprobs_are_the_models_whatever_is_done_to_choose(harness):
+    h = harness(answer=spelling(b"x"))
+    h.submit(
+        "a", max_tokens=2, min_tokens=2, logprobs=1, sampling=SamplingParams(temperature=0, logit_bias=((65, 50),))
+    )
+    h.until_ended()
+    (first, second) = [entry for event in h.of("a") if isinstance(event, Delta) for entry in event.logprobs]
+    total = math.log(math.exp(10) + 257)
+    assert (first.data, first.logprob) == (b"A", pytest.approx(-total, rel=1e-5))
+    assert first.top[0].data == b"x"
+    assert (second.top[0].data, second.top[0].logprob) == (b"", pytest.approx(10 - total, abs=1e-5))
 
 
 def test_ignore_eos_never_ends_by_itself(harness):

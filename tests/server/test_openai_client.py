@@ -70,6 +70,18 @@ async def test_completions_whole_and_streamed():
     assert text == "Hello world!"
 
 
+async def test_logprobs_of_both_routes():
+    async with sdk() as (client, _):
+        chat = await client.chat.completions.create(model=MODEL, messages=MESSAGES, logprobs=True, top_logprobs=2)
+        text = await client.completions.create(model=MODEL, prompt="a", logprobs=2)
+    content = chat.choices[0].logprobs and chat.choices[0].logprobs.content
+    assert content is not None
+    assert "".join(each.token for each in content) == chat.choices[0].message.content
+    assert [len(each.top_logprobs) for each in content] == [2, 2, 2]
+    assert text.choices[0].logprobs is not None
+    assert "".join(text.choices[0].logprobs.tokens or []) == text.choices[0].text
+
+
 async def test_models():
     async with sdk(aliases=("small",)) as (client, _):
         assert [model.id async for model in client.models.list()] == [MODEL]
