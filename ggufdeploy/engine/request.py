@@ -93,7 +93,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 0 (repeat 1) switch it off; seed None is random.
 
-    penalty_last_tokens: how far back penalties look.
+    penalty_last_tokens: how far back penalties look. typical_p 1, top_n_sigma 0, xtc_probability 0 (or a threshold
+    above 0.5) and dynatemp_range 0 switch it off. Defaults of what is switched off: common/common.h.
     """
 
     temperature: float = 0.8
@@ -106,6 +107,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     penalty_last_tokens: int = 64
     logit_bias: tuple[tuple[int, float], ...] = ()
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):

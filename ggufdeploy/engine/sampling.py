@@ -1,9 +1,9 @@
 """From one row of logits to one token, in llama.cpp's order.
 
-bias -> penalties -> top_k -> top_p -> min_p -> temperature -> draw. Each step means exactly what llama.cpp's sampler of
-the same name means (src/llama-sampler.cpp); the drawn numbers come from Python's generator, so the same seed gives the
-same text here but not the same text as in llama.cpp. Vectorised: candidates are cut down with a threshold before
-anything is sorted or weighed, because sorting a whole vocabulary costs milliseconds, and exact all the same.
+bias -> penalties -> top_n_sigma -> top_k -> typical_p -> top_p -> min_p -> xtc -> temperature -> draw: the order of
+common/sampling.cpp. Each step means exactly what llama.cpp's sampler of the same name means (src/llama-sampler.cpp);
+the drawn numbers come from Python's generator, so the same seed gives the same text here but not the same text as in
+llama.cpp.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufdeploy.engine import cuts
 from ggufdeploy.engine.backend import Logits
+from ggufdeploy.engine.cuts import Ids
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.errors import BadRequest, EngineError
 
-Ids = NDArray[np.int64]
-
-# Tokens whose logit is further below the best one are rarely chosen or needed; every use checks that.
-_NEAR = 12.0
 # All tokens further away than ln(n_vocab) + this weigh less than e**-5 of the best one, together.
 _FAR_SHARE = 5.0
 # Below this the best token has all the probability, and float32 would overflow.
@@ -39,8 +37,9 @@ class Sampler:
     def __init__(self, params: SamplingParams, *, n_vocab: int, banned: frozenset[int] = frozenset()) -> None:
         _check(params)
         self._params = params
-        self._per_temperature = 1.0 / max(params.temperature, _GREEDY_BELOW)
-        self._greedy = params.temperature < _GREEDY_BELOW
+        self._greedy = params.temperature < _GREEDY_BELOW and params.dynatemp_range == 0.0
+        # top_k, top_p and min_p never take the best token away.
+        self._may_cut_best = params.typical_p < 1.0 or (params.xtc_probability > 0.0 and params.xtc_threshold <= 0.5)
         self._random = random.Random(params.seed)
         bias = {token: value for token, value in params.logit_bias if value}
         for token in bias:
@@ -54,8 +53,9 @@ class Sampler:
         self._penalises = params.penalty_last_tokens > 0 and (
             params.repeat_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
-        self._adjusts = bool(bias) or self._penalises
-        self.is_plain_argmax = self._greedy and not self._adjusts
+        self._cuts_sigma = params.top_n_sigma > 0.0 and not self._greedy
+        self._adjusts = bool(bias) or self._penalises or self._cuts_sigma
+        self.is_plain_argmax = self._greedy and not self._adjusts and not self._may_cut_best
 
     def sample(self, row: Logits, history: Sequence[int]) -> int:
         """Return the next token. row: shape (n_vocab,), changed by bias and penalties. history: prompt and generated.
@@ -64,17 +64,22 @@ class Sampler:
         """
         if self._adjusts:
             self.adjust(row, history)
-        if self._greedy:
+        if self._greedy and not self._may_cut_best:
             return checked_argmax(row)
         best = _best(row)
         ids = self.candidates(row, best)
+        if ids is not None:
+            best = float(row[ids].max())
+        if self._greedy:
+            return int(row.argmax() if ids is None else ids[row[ids].argmax()])
+        temperature = self.temperature(row, best, ids)
         if ids is None:
-            return self._draw_from_all(row, best)
-        cumulated = np.cumsum(np.exp((row[ids] - best) * self._per_temperature), dtype=np.float64)
+            return self._draw_from_all(row, best, temperature)
+        cumulated = np.cumsum(np.exp((row[ids] - best) / temperature), dtype=np.float64)
         return int(ids[_draw(cumulated, self._random.random())])
 
     def adjust(self, row: Logits, history: Sequence[int]) -> None:
-        """Apply bias and penalties to `row`, in place."""
+        """Apply bias, penalties and top_n_sigma to `row`, in place."""
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
         if self._penalises:
@@ -85,30 +90,52 @@ class Sampler:
             seen = row[ids]
             seen = np.where(seen <= 0, seen * params.repeat_penalty, seen / params.repeat_penalty)
             row[ids] = seen - times * params.frequency_penalty - params.presence_penalty
+        if self._cuts_sigma:
+            cuts.top_n_sigma(row, self._params.top_n_sigma)
 
     def candidates(self, row: Logits, best: float) -> Ids | None:
-        """Return the tokens that top_k, top_p and min_p leave, or None when nothing is cut off. best: row.max()."""
+        """Return the tokens that top_k, typical_p, top_p, min_p and xtc leave, or None when nothing is cut off.
+
+        best: row.max(). xtc draws whether it cuts.
+        """
         params = self._params
         ids: Ids | None = None
         if 0 < params.top_k < len(row):
-            ids = _top_k(row, best, params.top_k)
+            ids = cuts.top_k(row, best, params.top_k)
+        if params.typical_p < 1.0:
+            ids = cuts.typical(row, best, ids, params.typical_p)
         if params.top_p < 1.0:
-            ids = _top_p(row, best, ids, params.top_p)
+            ids = cuts.top_p(row, best, ids, params.top_p)
         if params.min_p > 0.0:
             # Of what is left, as in llama.cpp: top_p may have kept another one of two equally likely best tokens.
             floor = (best if ids is None else float(row[ids].max())) + math.log(params.min_p)
             ids = np.flatnonzero(row >= floor) if ids is None else ids[row[ids] >= floor]
+        if params.xtc_probability > 0.0 and self._random.random() <= params.xtc_probability:
+            ids = cuts.xtc(row, best, ids, params.xtc_threshold)
         return ids
 
-    def _draw_from_all(self, row: Logits, best: float) -> int:
+    def temperature(self, row: Logits, best: float, ids: Ids | None) -> float:
+        """Return the temperature to draw with: with dynatemp_range, the higher the less certain the model is.
+
+        best: the best logit of the candidates `ids`.
+        """
+        params = self._params
+        temperature = params.temperature
+        if params.dynatemp_range > 0.0:
+            low, high = max(0.0, temperature - params.dynatemp_range), temperature + params.dynatemp_range
+            uncertainty = cuts.normalised_entropy(row if ids is None else row[ids], best)
+            temperature = low + (high - low) * uncertainty**params.dynatemp_exponent
+        return max(temperature, _GREEDY_BELOW)
+
+    def _draw_from_all(self, row: Logits, best: float, temperature: float) -> int:
         """Draw from the whole vocabulary by rejection: a far token is proposed with a weight it cannot exceed.
 
         Exact, and the far tokens' weights are hardly ever computed.
         """
         margin = math.log(len(row)) + _FAR_SHARE
-        threshold = best - margin * self._params.temperature
+        threshold = best - margin * temperature
         near = np.flatnonzero(row > threshold)
-        cumulated = np.cumsum(np.exp((row[near] - best) * self._per_temperature), dtype=np.float64)
+        cumulated = np.cumsum(np.exp((row[near] - best) / temperature), dtype=np.float64)
         cap, near_total = math.exp(-margin), float(cumulated[-1])
         total = near_total + cap * (len(row) - len(near))
         while True:
@@ -118,7 +145,7 @@ class Sampler:
             token = self._random.randrange(len(row))
             while row[token] > threshold:
                 token = self._random.randrange(len(row))
-            if self._random.random() * cap < math.exp((float(row[token]) - best) * self._per_temperature):
+            if self._random.random() * cap < math.exp((float(row[token]) - best) / temperature):
                 return token
 
 
@@ -143,38 +170,6 @@ def _draw(cumulated: NDArray[np.float64], fraction: float) -> int:
     return min(index, len(cumulated) - 1)
 
 
-def _top_k(row: Logits, best: float, k: int) -> Ids:
-    near = np.flatnonzero(row > best - _NEAR)
-    if len(near) < k:
-        return np.argpartition(row, len(row) - k)[len(row) - k :]
-    if len(near) == k:
-        return near
-    return near[np.argpartition(row[near], len(near) - k)[len(near) - k :]]
-
-
-def _top_p(row: Logits, best: float, ids: Ids | None, p: float) -> Ids:
-    """Return the fewest most likely tokens that together hold at least `p` of the probability."""
-    if ids is not None:
-        order, cumulated = _ranked(row, best, ids)
-        return order[: _n_holding(cumulated, p * cumulated[-1])]
-    wanted = p * float(np.exp(row - best).sum())
-    order, cumulated = _ranked(row, best, np.flatnonzero(row > best - _NEAR))
-    if cumulated[-1] < wanted:
-        order, cumulated = _ranked(row, best, np.arange(len(row)))
-    return order[: _n_holding(cumulated, wanted)]
-
-
-def _ranked(row: Logits, best: float, ids: Ids) -> tuple[Ids, NDArray[np.float64]]:
-    """Return `ids` from most to least likely, and their weights cumulated."""
-    weights = np.exp(row[ids] - best)
-    order = np.argsort(-weights, kind="stable")
-    return ids[order], np.cumsum(weights[order], dtype=np.float64)
-
-
-def _n_holding(cumulated: NDArray[np.float64], weight: float) -> int:
-    return int(np.searchsorted(cumulated, weight, side="left")) + 1
-
-
 def _check(params: SamplingParams) -> None:
     """Raise BadRequest unless every number is one the formulas above can take; the edge may be stricter."""
     ranges = (
@@ -182,6 +177,12 @@ def _check(params: SamplingParams) -> None:
         ("top_k", params.top_k, 0, 1 << 31),
         ("top_p", params.top_p, 0.0, 1.0),
         ("min_p", params.min_p, 0.0, 1.0),
+        ("typical_p", params.typical_p, 0.0, 1.0),
+        ("top_n_sigma", params.top_n_sigma, 0.0, 1e6),
+        ("xtc_probability", params.xtc_probability, 0.0, 1.0),
+        ("xtc_threshold", params.xtc_threshold, 0.0, 1.0),
+        ("dynatemp_range", params.dynatemp_range, 0.0, 1e6),
+        ("dynatemp_exponent", params.dynatemp_exponent, 0.0, 1e3),
         ("repeat_penalty", params.repeat_penalty, 1e-3, 1e3),
         ("presence_penalty", params.presence_penalty, -1e3, 1e3),
         ("frequency_penalty", params.frequency_penalty, -1e3, 1e3),

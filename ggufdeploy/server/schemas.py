@@ -43,12 +43,8 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "lora": ([],),
     "bad_words": ([],),
-    "typical_p": (1,),
     "mirostat": (0,),
     "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-    "top_n_sigma": (-1, 0),
-    "dynatemp_range": (0,),
 }
 
 
@@ -78,6 +74,12 @@ class GenerationBody(Struct, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     repeat_last_n: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=4096)] | None = None
+    typical_p: Probability | None = None
+    top_n_sigma: Annotated[float, Meta(ge=-1, le=1e6)] | None = None
+    xtc_probability: Probability | None = None
+    xtc_threshold: Probability | None = None
+    dynatemp_range: Annotated[float, Meta(ge=0, le=10)] | None = None
+    dynatemp_exponent: Annotated[float, Meta(ge=0, le=100)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=1024)] | None = None
@@ -100,12 +102,8 @@ class GenerationBody(Struct, kw_only=True):
     chat_template_kwargs: Any = None
     lora: Any = None
     bad_words: Any = None
-    typical_p: Any = None
     mirostat: Any = None
     dry_multiplier: Any = None
-    xtc_probability: Any = None
-    top_n_sigma: Any = None
-    dynatemp_range: Any = None
 
     def check_supported(self) -> None:
         """Raise BadRequest for a parameter that would be ignored although it changes the answer."""
@@ -136,6 +134,12 @@ class GenerationBody(Struct, kw_only=True):
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "penalty_last_tokens": self.repeat_last_n,
+            "typical_p": self.typical_p,
+            "top_n_sigma": None if self.top_n_sigma is None else max(self.top_n_sigma, 0.0),
+            "xtc_probability": self.xtc_probability,
+            "xtc_threshold": self.xtc_threshold,
+            "dynatemp_range": self.dynatemp_range,
+            "dynatemp_exponent": self.dynatemp_exponent,
             "logit_bias": None if self.logit_bias is None else _logit_bias(self.logit_bias),
         }
         return msgspec.structs.replace(defaults, **{name: value for name, value in wanted.items() if value is not None})

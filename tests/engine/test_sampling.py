@@ -125,6 +125,10 @@ def test_logits_that_are_not_numbers_are_an_error(bad, temperature):
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
+        ({"typical_p": -0.1}, "typical_p"),
+        ({"top_n_sigma": float("nan")}, "top_n_sigma"),
+        ({"xtc_probability": 2.0}, "xtc_probability"),
+        ({"dynatemp_range": -1.0}, "dynatemp_range"),
         ({"repeat_penalty": 0.0}, "repeat_penalty"),
         ({"logit_bias": ((100, 1.0),)}, "logit_bias"),
         ({"logit_bias": ((1, float("inf")),)}, "logit_bias"),
@@ -148,7 +152,33 @@ def test_min_p_never_cuts_off_the_last_token_that_top_p_left():
     top_k=st.integers(0, 70),
     top_p=st.floats(0, 1),
     min_p=st.floats(0, 1),
+    typical_p=st.floats(0, 1),
+    top_n_sigma=st.floats(0, 5),
+    xtc_probability=st.floats(0, 1),
+    xtc_threshold=st.floats(0, 1),
+    dynatemp_range=st.floats(0, 10),
+    dynatemp_exponent=st.floats(0, 5),
 )
-def test_whatever_the_parameters_a_token_of_the_vocabulary_comes_out(row, temperature, top_k, top_p, min_p):
-    chosen = sampler(len(row), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=0)
-    assert 0 <= chosen.sample(logits(*row), []) < len(row)
+def test_whatever_the_parameters_a_token_of_the_vocabulary_comes_out(row, **params):
+    assert 0 <= sampler(len(row), seed=0, **params).sample(logits(*row), []) < len(row)
+
+
+def test_xtc_cuts_as_often_as_it_is_told_and_never_the_last_likely_token():
+    row = np.log(np.array([0.5, 0.3, 0.15, 0.05])).astype(np.float32)
+    chosen = sampler(4, temperature=1.0, seed=2, xtc_probability=0.25, xtc_threshold=0.1, **OFF)
+    cut = [chosen.candidates(row, float(row.max())) for _ in range(2000)]
+    assert all(ids is None or ids.tolist() == [2, 3] for ids in cut)
+    assert sum(ids is not None for ids in cut) / 2000 == pytest.approx(0.25, abs=0.04)
+
+
+def test_temperature_zero_takes_the_best_token_that_xtc_left():
+    chosen = sampler(3, temperature=0.0, xtc_probability=1.0, xtc_threshold=0.1)
+    assert not chosen.is_plain_argmax
+    assert chosen.sample(logits(5, 4, 0), []) == 1
+
+
+def test_a_dynamic_temperature_is_low_where_the_model_is_sure_and_high_where_it_is_not():
+    chosen = sampler(4, temperature=1.0, dynatemp_range=0.5)
+    temperatures = [chosen.temperature(row, 9.0, None) for row in (logits(9, -90, -90, -90), logits(9, 9, 9, 9))]
+    assert temperatures == pytest.approx([0.5, 1.5])
+    assert not sampler(4, temperature=0.0, dynatemp_range=0.5).is_plain_argmax

@@ -16,7 +16,7 @@ N_VOCAB = 5000
 
 
 def llama_distribution(row: np.ndarray, params: SamplingParams, history: list[int]) -> dict[int, float]:
-    """Run penalties -> top_k -> top_p -> min_p -> temperature -> dist and return what is left."""
+    """Run common/sampling.cpp's default chain and return what is left."""
     import llama_cpp.llama_cpp as api
 
     chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
@@ -30,10 +30,13 @@ def llama_distribution(row: np.ndarray, params: SamplingParams, history: list[in
             params.frequency_penalty,
             params.presence_penalty,
         ),
+        api.llama_sampler_init_top_n_sigma(params.top_n_sigma),
         api.llama_sampler_init_top_k(params.top_k),
-        api.llama_sampler_init_top_p(params.top_p, 1),
-        api.llama_sampler_init_min_p(params.min_p, 1),
-        api.llama_sampler_init_temp(params.temperature),
+        api.llama_sampler_init_typical(params.typical_p, 0),
+        api.llama_sampler_init_top_p(params.top_p, 0),
+        api.llama_sampler_init_min_p(params.min_p, 0),
+        api.llama_sampler_init_xtc(params.xtc_probability, params.xtc_threshold, 0, 1),
+        api.llama_sampler_init_temp_ext(params.temperature, params.dynatemp_range, params.dynatemp_exponent),
         api.llama_sampler_init_dist(1),
     ):
         api.llama_sampler_chain_add(chain, part)
@@ -44,7 +47,7 @@ def llama_distribution(row: np.ndarray, params: SamplingParams, history: list[in
         data[token].id, data[token].logit = token, float(row[token])
     array = api.llama_token_data_array(ctypes.cast(data, ctypes.POINTER(api.llama_token_data)), N_VOCAB, -1, False)
     api.llama_sampler_apply(chain, ctypes.byref(array))
-    kept = {array.data[i].id: array.data[i].p for i in range(array.size)}
+    kept = {array.data[i].id: array.data[i].p for i in range(array.size) if array.data[i].logit > -np.inf}
     api.llama_sampler_free(chain)
     return kept
 
@@ -59,6 +62,18 @@ def llama_distribution(row: np.ndarray, params: SamplingParams, history: list[in
         SamplingParams(temperature=0.7, repeat_penalty=1.2, frequency_penalty=0.4, presence_penalty=0.3),
         SamplingParams(repeat_penalty=1.5, penalty_last_tokens=5),
         SamplingParams(logit_bias=((3, 20.0), (4, -50.0), (77, 4.5))),
+        SamplingParams(typical_p=0.5),
+        SamplingParams(typical_p=0.9, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(typical_p=0.8, top_k=100, top_p=0.9, min_p=0.0),
+        SamplingParams(top_n_sigma=1.0),
+        SamplingParams(top_n_sigma=2.5, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.2),
+        SamplingParams(xtc_probability=1.0, xtc_threshold=0.05),
+        SamplingParams(xtc_probability=1.0, xtc_threshold=0.02, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(xtc_probability=1.0, xtc_threshold=0.6),
+        SamplingParams(dynatemp_range=0.5),
+        SamplingParams(dynatemp_range=2.0, dynatemp_exponent=0.7, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(top_n_sigma=2.0, dynatemp_range=0.5, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(typical_p=0.7, top_n_sigma=3.0, xtc_probability=1.0, xtc_threshold=0.03, dynatemp_range=0.3),
     ],
 )
 @pytest.mark.parametrize("scale", [0.5, 4.0])
@@ -70,8 +85,9 @@ def test_candidates_and_probabilities_are_those_of_llama_cpp(params, scale):
     sampler = Sampler(params, n_vocab=N_VOCAB)
     sampler.adjust(row, history)
     ids = sampler.candidates(row, float(row.max()))
-    kept = np.arange(N_VOCAB) if ids is None else ids
-    weights = np.exp((row[kept] - row.max()) / params.temperature)
+    kept = np.flatnonzero(row > -np.inf) if ids is None else ids
+    best = float(row[kept].max())
+    weights = np.exp((row[kept] - best) / sampler.temperature(row, best, ids))
     ours = dict(zip(kept.tolist(), (weights / weights.sum()).tolist(), strict=True))
     # llama.cpp cumulates top_p in float32: at a cut through thousands of tokens the last few may differ.
     odd = set(ours) ^ set(expected)
