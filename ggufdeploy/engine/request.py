@@ -94,7 +94,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 0 (repeat 1) switch it off; seed None is random.
 
     penalty_last_tokens: how far back penalties look. typical_p 1, top_n_sigma 0, xtc_probability 0 (or a threshold
-    above 0.5) and dynatemp_range 0 switch it off. Defaults of what is switched off: common/common.h.
+    above 0.5) and dynatemp_range 0 switch it off. mirostat: the version, 0 for none; with it only temperature and
+    logit_bias count besides. Defaults of what is switched off: common/common.h.
     """
 
     temperature: float = 0.8
@@ -113,6 +114,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     xtc_threshold: float = 0.1
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
 
 
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,9 +1,9 @@
 """From one row of logits to one token, in llama.cpp's order.
 
 bias -> penalties -> top_n_sigma -> top_k -> typical_p -> top_p -> min_p -> xtc -> temperature -> draw: the order of
-common/sampling.cpp. Each step means exactly what llama.cpp's sampler of the same name means (src/llama-sampler.cpp);
-the drawn numbers come from Python's generator, so the same seed gives the same text here but not the same text as in
-llama.cpp.
+common/sampling.cpp; with mirostat it is bias -> temperature -> mirostat alone. Each step means exactly what llama.cpp's
+sampler of the same name means (src/llama-sampler.cpp). The drawn numbers come from Python's generator, so the same seed
+gives the same text here but not the same text as in llama.cpp.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ggufdeploy.engine import cuts
 from ggufdeploy.engine.backend import Logits
 from ggufdeploy.engine.cuts import Ids
+from ggufdeploy.engine.mirostat import Mirostat
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.errors import BadRequest, EngineError
 
@@ -36,6 +37,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams, *, n_vocab: int, banned: frozenset[int] = frozenset()) -> None:
         _check(params)
+        if params.mirostat:
+            params = _mirostat_alone(params)
         self._params = params
         self._greedy = params.temperature < _GREEDY_BELOW and params.dynatemp_range == 0.0
         # top_k, top_p and min_p never take the best token away.
@@ -50,6 +53,9 @@ class Sampler:
         bias.update(dict.fromkeys(banned, -math.inf))
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias = np.fromiter(bias.values(), np.float32, len(bias))
+        self._mirostat = (
+            Mirostat(params.mirostat, tau=params.mirostat_tau, eta=params.mirostat_eta) if params.mirostat else None
+        )
         self._penalises = params.penalty_last_tokens > 0 and (
             params.repeat_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
@@ -67,6 +73,8 @@ class Sampler:
         if self._greedy and not self._may_cut_best:
             return checked_argmax(row)
         best = _best(row)
+        if self._mirostat is not None:
+            return self._draw_mirostat(self._mirostat, row)
         ids = self.candidates(row, best)
         if ids is not None:
             best = float(row[ids].max())
@@ -127,6 +135,12 @@ class Sampler:
             temperature = low + (high - low) * uncertainty**params.dynatemp_exponent
         return max(temperature, _GREEDY_BELOW)
 
+    def _draw_mirostat(self, mirostat: Mirostat, row: Logits) -> int:
+        ids, shares = mirostat.candidates(row / self._params.temperature)
+        at = _draw(np.cumsum(shares), self._random.random())
+        mirostat.observe(float(shares[at]))
+        return int(ids[at])
+
     def _draw_from_all(self, row: Logits, best: float, temperature: float) -> int:
         """Draw from the whole vocabulary by rejection: a far token is proposed with a weight it cannot exceed.
 
@@ -147,6 +161,18 @@ class Sampler:
                 token = self._random.randrange(len(row))
             if self._random.random() * cap < math.exp((float(row[token]) - best) / temperature):
                 return token
+
+
+def _mirostat_alone(params: SamplingParams) -> SamplingParams:
+    """Return what counts beside mirostat; everything else is off."""
+    return SamplingParams(
+        temperature=params.temperature,
+        seed=params.seed,
+        logit_bias=params.logit_bias,
+        mirostat=params.mirostat,
+        mirostat_tau=params.mirostat_tau,
+        mirostat_eta=params.mirostat_eta,
+    )
 
 
 def checked_argmax(row: Logits) -> int:
@@ -183,6 +209,8 @@ def _check(params: SamplingParams) -> None:
         ("xtc_threshold", params.xtc_threshold, 0.0, 1.0),
         ("dynatemp_range", params.dynatemp_range, 0.0, 1e6),
         ("dynatemp_exponent", params.dynatemp_exponent, 0.0, 1e3),
+        ("mirostat_tau", params.mirostat_tau, 0.0, 1e3),
+        ("mirostat_eta", params.mirostat_eta, 0.0, 1e3),
         ("repeat_penalty", params.repeat_penalty, 1e-3, 1e3),
         ("presence_penalty", params.presence_penalty, -1e3, 1e3),
         ("frequency_penalty", params.frequency_penalty, -1e3, 1e3),

@@ -43,7 +43,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "lora": ([],),
     "bad_words": ([],),
-    "mirostat": (0,),
     "dry_multiplier": (0,),
 }
 
@@ -80,6 +79,9 @@ class GenerationBody(Struct, kw_only=True):
     xtc_threshold: Probability | None = None
     dynatemp_range: Annotated[float, Meta(ge=0, le=10)] | None = None
     dynatemp_exponent: Annotated[float, Meta(ge=0, le=100)] | None = None
+    mirostat: Literal[0, 1, 2] | None = None
+    mirostat_tau: Annotated[float, Meta(ge=0, le=100)] | None = None
+    mirostat_eta: Annotated[float, Meta(ge=0, le=10)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=1024)] | None = None
@@ -102,7 +104,6 @@ class GenerationBody(Struct, kw_only=True):
     chat_template_kwargs: Any = None
     lora: Any = None
     bad_words: Any = None
-    mirostat: Any = None
     dry_multiplier: Any = None
 
     def check_supported(self) -> None:
@@ -140,6 +141,9 @@ class GenerationBody(Struct, kw_only=True):
             "xtc_threshold": self.xtc_threshold,
             "dynatemp_range": self.dynatemp_range,
             "dynatemp_exponent": self.dynatemp_exponent,
+            "mirostat": self.mirostat,
+            "mirostat_tau": self.mirostat_tau,
+            "mirostat_eta": self.mirostat_eta,
             "logit_bias": None if self.logit_bias is None else _logit_bias(self.logit_bias),
         }
         return msgspec.structs.replace(defaults, **{name: value for name, value in wanted.items() if value is not None})

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ggufdeploy.engine.mirostat import Mirostat
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.engine.sampling import Sampler
 from ggufdeploy.errors import BadRequest, EngineError
@@ -158,6 +159,9 @@ def test_min_p_never_cuts_off_the_last_token_that_top_p_left():
     xtc_threshold=st.floats(0, 1),
     dynatemp_range=st.floats(0, 10),
     dynatemp_exponent=st.floats(0, 5),
+    mirostat=st.sampled_from([0, 0, 1, 2]),
+    mirostat_tau=st.floats(0, 50),
+    mirostat_eta=st.floats(0, 2),
 )
 def test_whatever_the_parameters_a_token_of_the_vocabulary_comes_out(row, **params):
     assert 0 <= sampler(len(row), seed=0, **params).sample(logits(*row), []) < len(row)
@@ -175,6 +179,30 @@ def test_temperature_zero_takes_the_best_token_that_xtc_left():
     chosen = sampler(3, temperature=0.0, xtc_probability=1.0, xtc_threshold=0.1)
     assert not chosen.is_plain_argmax
     assert chosen.sample(logits(5, 4, 0), []) == 1
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_mirostat_brings_the_surprise_of_a_text_to_tau(version):
+    chosen = sampler(2000, temperature=1.0, mirostat=version, mirostat_tau=4.0, mirostat_eta=0.1, seed=3)
+    row = (-1.1 * np.log(np.arange(1, 2001))).astype(np.float32)
+    shares = np.exp(row) / np.exp(row).sum()
+    surprises = [-np.log2(shares[chosen.sample(row.copy(), [])]) for _ in range(1500)]
+    free = float(-(shares * np.log2(shares)).sum())
+    assert np.mean(surprises[200:]) < free - 1, "without mirostat the text is more surprising"
+    assert np.mean(surprises[200:]) == pytest.approx(4.0, abs=1.5)
+
+
+def test_mirostat_with_a_limit_beyond_the_vocabulary_keeps_all_of_it():
+    for version in (1, 2):
+        ids, shares = Mirostat(version, tau=100.0, eta=0.1).candidates(np.zeros(50, np.float32))
+        assert (len(ids), shares.sum()) == (50, pytest.approx(1.0))
+
+
+def test_mirostat_ignores_penalties_and_cuts_and_temperature_zero_wins_over_it():
+    row = logits(5, 4.9, 0)
+    drawn = sampler(3, temperature=1.0, mirostat=2, top_k=1, repeat_penalty=9.0, seed=1)
+    assert {drawn.sample(row.copy(), [0, 0]) for _ in range(200)} >= {0, 1}
+    assert sampler(3, temperature=0.0, mirostat=1, xtc_probability=1.0, repeat_penalty=9.0).sample(row, [0]) == 0
 
 
 def test_a_dynamic_temperature_is_low_where_the_model_is_sure_and_high_where_it_is_not():

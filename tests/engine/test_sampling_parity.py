@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ggufdeploy.engine.mirostat import Mirostat
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.engine.sampling import Sampler
 
@@ -42,14 +44,22 @@ def llama_distribution(row: np.ndarray, params: SamplingParams, history: list[in
         api.llama_sampler_chain_add(chain, part)
     for token in history:
         api.llama_sampler_accept(chain, token)
+    kept, _ = apply(chain, row)
+    api.llama_sampler_free(chain)
+    return kept
+
+
+def apply(chain: Any, row: np.ndarray) -> tuple[dict[int, float], int]:
+    """Return the probabilities of the tokens that a chain of llama.cpp leaves, and the token it draws."""
+    import llama_cpp.llama_cpp as api
+
     data = (api.llama_token_data * N_VOCAB)()
     for token in range(N_VOCAB):
         data[token].id, data[token].logit = token, float(row[token])
     array = api.llama_token_data_array(ctypes.cast(data, ctypes.POINTER(api.llama_token_data)), N_VOCAB, -1, False)
     api.llama_sampler_apply(chain, ctypes.byref(array))
     kept = {array.data[i].id: array.data[i].p for i in range(array.size) if array.data[i].logit > -np.inf}
-    api.llama_sampler_free(chain)
-    return kept
+    return kept, array.data[array.selected].id
 
 
 @pytest.mark.parametrize(
@@ -93,3 +103,31 @@ def test_candidates_and_probabilities_are_those_of_llama_cpp(params, scale):
     odd = set(ours) ^ set(expected)
     assert len(odd) <= 0.01 * len(expected)
     assert all(ours[token] == pytest.approx(p, rel=0.01) for token, p in expected.items() if token not in odd)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(("tau", "eta"), [(5.0, 0.1), (2.0, 0.5), (3.0, 1.0)])
+@pytest.mark.parametrize("scale", [0.5, 2.0, 6.0])
+def test_mirostat_keeps_what_llama_cpp_keeps_while_both_see_the_same_tokens(version, tau, eta, scale):
+    import llama_cpp.llama_cpp as api
+
+    chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+    api.llama_sampler_chain_add(chain, api.llama_sampler_init_temp(0.8))
+    if version == 1:
+        api.llama_sampler_chain_add(chain, api.llama_sampler_init_mirostat(N_VOCAB, 7, tau, eta, 100))
+    else:
+        api.llama_sampler_chain_add(chain, api.llama_sampler_init_mirostat_v2(7, tau, eta))
+    ours = Mirostat(version, tau=tau, eta=eta)
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        row = (random.standard_normal(N_VOCAB) * scale).astype(np.float32)
+        expected, drawn = apply(chain, row)
+        ids, shares = ours.candidates(row / np.float32(0.8))
+        kept = dict(zip(ids.tolist(), shares.tolist(), strict=True))
+        # llama.cpp computes the cut in float32, which moves it by a few tokens in thousands.
+        assert len(set(kept) ^ set(expected)) <= max(1, 0.005 * len(expected))
+        assert [kept.get(token, 0.0) for token in set(kept) & set(expected)] == pytest.approx(
+            [expected[token] for token in set(kept) & set(expected)], rel=0.05
+        )
+        ours.observe(expected[drawn])
+    api.llama_sampler_free(chain)
