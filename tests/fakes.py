@@ -13,6 +13,7 @@ from ggufdeploy.engine.backend import Chunk, Decoded, Logits
 from ggufdeploy.engine.request import (
     Accepted,
     Alternative,
+    ChatPrompt,
     Delta,
     EngineInfo,
     Event,
@@ -22,7 +23,7 @@ from ggufdeploy.engine.request import (
     TokenLogprob,
 )
 from ggufdeploy.engine.service import EngineStatus, Phase
-from ggufdeploy.errors import EngineError, GgufdeployError, Overloaded
+from ggufdeploy.errors import BadRequest, EngineError, GgufdeployError, Overloaded
 
 FAKE_INFO = EngineInfo(
     description="fake 1B Q4_0",
@@ -141,10 +142,22 @@ class FakeEngine:
             decode_s=0.02,
         )
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Return one id per UTF-8 byte."""
         self._refuse_unless_ready()
-        return list(text.encode())
+        return [BOS] * add_special + list(text.encode())
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Undo `tokenize`."""
+        self._refuse_unless_ready()
+        if any(token >= self.info.n_vocab for token in tokens):
+            raise BadRequest("There is no such token.", param="tokens")
+        return bytes(tokens).decode(errors="replace")
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        """Return role:content lines."""
+        self._refuse_unless_ready()
+        return "\n".join(f"{message.role}:{message.content}" for message in prompt.messages)
 
     async def stop(self, grace_s: float) -> None:
         self.phase = "stopped"
@@ -234,6 +247,9 @@ class FakeBackend:
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else b""
+
+    def token_spelling(self, token: int) -> bytes:
+        return {END: b"</s>", BOS: b"<s>"}.get(token) or self.token_bytes(token)
 
     def decode(self, chunks: Sequence[Chunk]) -> Decoded:
         assert chunks, "an empty batch"

@@ -104,6 +104,10 @@ class Vocabulary(Protocol):
         """Return what the token stands for; b"" for control tokens. A character may span several tokens."""
         ...
 
+    def token_spelling(self, token: int) -> bytes:
+        """Return the same as `token_bytes`, and for control tokens their names ("<|im_end|>"). Thread-safe."""
+        ...
+
 
 class Backend(KvMemory, Vocabulary, Protocol):
     """A loaded model with one context of `info.context_tokens` cells and `info.slots` sequences."""

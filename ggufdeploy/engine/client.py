@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,23 +17,36 @@ from ggufdeploy.engine import ending
 from ggufdeploy.engine.loadlog import KEPT_LINES
 from ggufdeploy.engine.messages import (
     HEADER,
+    Ask,
     Cancel,
     Command,
     GaveUp,
     Load,
     Progress,
     Ready,
+    Reply,
     Report,
     Step,
     Stop,
     Submit,
-    Tokenize,
-    Tokens,
     pack,
     unpack_length,
     unpack_report,
 )
-from ggufdeploy.engine.request import EngineConfig, Event, Failed, Finished, GenerateRequest, Started, Stats
+from ggufdeploy.engine.request import (
+    ChatPrompt,
+    Decode,
+    Encode,
+    EngineConfig,
+    Event,
+    Failed,
+    Finished,
+    GenerateRequest,
+    Question,
+    Render,
+    Started,
+    Stats,
+)
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.engine.spawn import WORKER, spawn_worker
 from ggufdeploy.errors import (
@@ -92,7 +105,7 @@ class EngineClient:
         self._status = EngineStatus("loading", progress=0.0)
         self._stats = Stats(slots=config.slots, kv_cells=config.context_tokens)
         self._streams: dict[str, _Stream] = {}
-        self._tokenizing: dict[int, asyncio.Future[list[int]]] = {}
+        self._asked: dict[int, asyncio.Future[tuple[int, ...] | str]] = {}
         self._numbers = itertools.count()
         self._log: deque[str] = deque(maxlen=KEPT_LINES)
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -187,19 +200,32 @@ class EngineClient:
             if not self._streams:
                 self._drained.set()
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See EngineService.tokenize. Raises BadRequest for a text that is too long."""
+        tokens = await self._ask(Encode(text, add_special))
+        assert not isinstance(tokens, str)
+        return list(tokens)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See EngineService.detokenize."""
+        return str(await self._ask(Decode(tuple(tokens))))
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        """See EngineService.render."""
+        return str(await self._ask(Render(prompt)))
+
+    async def _ask(self, question: Question) -> tuple[int, ...] | str:
         self._refuse_unless_ready()
         if not self._is_busy:
             self._last_sign = time.monotonic()
         number = next(self._numbers)
-        answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._tokenizing[number] = answer
-        self._send(Tokenize(number, text))
+        answer: asyncio.Future[tuple[int, ...] | str] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._send(Ask(number, question))
         try:
             return await answer
         finally:
-            del self._tokenizing[number]
+            del self._asked[number]
 
     async def stop(self, grace_s: float) -> None:
         if self._stop_task is None:
@@ -264,7 +290,7 @@ class EngineClient:
 
     @property
     def _is_busy(self) -> bool:
-        return bool(self._streams or self._tokenizing)
+        return bool(self._streams or self._asked)
 
     def _silence_limit_s(self) -> float:
         patience, info = self._patience, self._status.info
@@ -302,7 +328,7 @@ class EngineClient:
                     stream.started = True
                 else:
                     stream.events.put_nowait(event)
-        elif isinstance(report, Tokens):
+        elif isinstance(report, Reply):
             self._answer(report)
         elif isinstance(report, Progress):
             if self._status.phase == "loading":
@@ -317,14 +343,14 @@ class EngineClient:
         else:
             self._gave_up = report
 
-    def _answer(self, report: Tokens) -> None:
-        waiting = self._tokenizing.get(report.number)
+    def _answer(self, report: Reply) -> None:
+        waiting = self._asked.get(report.number)
         if waiting is None or waiting.done():
             return
         if report.error is None:
-            waiting.set_result(list(report.tokens))
+            waiting.set_result(report.answer)
         else:
-            waiting.set_exception(BadRequest(report.error))
+            waiting.set_exception(BadRequest(report.error, param=report.param))
 
     def _settle(self, exit_code: int) -> None:
         stopped = self._status.phase == "stopped"
@@ -340,7 +366,7 @@ class EngineClient:
             if isinstance(error, EngineCrashed) and not stream.started:
                 lost = NotBegun(error.message, exit_code=error.exit_code, log=error.log)
             stream.events.put_nowait(lost)
-        for waiting in self._tokenizing.values():
+        for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_exception(error)
 

@@ -25,6 +25,8 @@ from ggufdeploy.engine.request import (
     Failed,
     Finished,
     GenerateRequest,
+    Question,
+    Render,
     Started,
     Stats,
 )
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Serves requests with a backend. `submit`, `cancel`, `tokenize` and `stop` may be called from any thread.
+    """Serves requests with a backend. `submit`, `cancel`, `ask` and `stop` may be called from any thread.
 
     emit: called on the owner thread, once per step that changed anything, with the events and the statistics.
     """
@@ -83,16 +85,16 @@ class Engine:
         self._wanted.discard(id)
         self._calls.put(functools.partial(self._cancel, id))
 
-    def tokenize(self, text: str, reply: Callable[[list[int] | RequestError], None]) -> None:
-        """Call `reply` on another thread with the ids of `text`, without begin-of-sequence."""
+    def ask(self, question: Question, reply: Callable[[tuple[int, ...] | str | RequestError], None]) -> None:
+        """Call `reply` on another thread with the answer, or with why there is none."""
 
         def call() -> None:
             try:
-                reply(self._reader.tokenize(text, add_special=False))
+                reply(self._reader.answer(question))
             except RequestError as error:
                 reply(error)
 
-        self._threads.call(call)
+        (self._chat_threads if isinstance(question, Render) else self._threads).call(call)
 
     def stop(self) -> None:
         """Let `run` return after the current step."""

@@ -122,6 +122,9 @@ class LlamaCppBackend:
             known = self._pieces[token] = self._piece(token, special=False)
         return known
 
+    def token_spelling(self, token: int) -> bytes:
+        return self._piece(token, special=True)
+
     def decode(self, chunks: Sequence[Chunk]) -> Decoded:
         tokens: list[int] = []
         positions: list[int] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ggufdeploy.engine.request import EngineConfig, EngineInfo, Event, GenerateRequest, Stats
+from ggufdeploy.engine.request import EngineConfig, EngineInfo, Event, GenerateRequest, Question, Stats
 
 HEADER = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 1 << 30
@@ -31,11 +31,11 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: str
 
 
-class Tokenize(msgspec.Struct, frozen=True, tag="tokenize"):
-    """Answered by Tokens with the same number."""
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Answered by Reply with the same number."""
 
     number: int
-    text: str
+    question: Question
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -70,16 +70,17 @@ class Step(msgspec.Struct, frozen=True, tag="step"):
     stats: Stats
 
 
-class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
-    """error is set when the text could not be tokenized."""
+class Reply(msgspec.Struct, frozen=True, tag="reply"):
+    """error: why there is no answer; param: the field of the request that is to blame."""
 
     number: int
-    tokens: tuple[int, ...]
+    answer: tuple[int, ...] | str = ""
     error: str | None = None
+    param: str | None = None
 
 
-Command = Load | Submit | Cancel | Tokenize | Stop
-Report = Progress | Ready | GaveUp | Step | Tokens
+Command = Load | Submit | Cancel | Ask | Stop
+Report = Progress | Ready | GaveUp | Step | Reply
 
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)

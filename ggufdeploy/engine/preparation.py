@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ggufdeploy.engine.backend import Vocabulary
 from ggufdeploy.engine.rendering import Renderer
-from ggufdeploy.engine.request import ChatPrompt, Prompt, TextPrompt, TokenPrompt
+from ggufdeploy.engine.request import ChatPrompt, Decode, Encode, Prompt, Question, TextPrompt, TokenPrompt
 from ggufdeploy.engine.templates import missing_template
 from ggufdeploy.errors import BadRequest, ContextOverflow
 
@@ -75,7 +75,7 @@ class PromptReader:
         Raises BadRequest, ContextOverflow.
         """
         if isinstance(prompt, TokenPrompt):
-            tokens = self._checked(prompt)
+            tokens = self._checked(prompt.tokens, "prompt")
         elif isinstance(prompt, TextPrompt):
             tokens = self.tokenize(prompt.text, add_special=True)
         else:
@@ -93,6 +93,15 @@ class PromptReader:
             raise ContextOverflow(least_tokens, self._context_tokens)
         return self._vocabulary.tokenize(text, add_special=add_special)
 
+    def answer(self, question: Question) -> tuple[int, ...] | str:
+        """Return token ids for Encode, text for Decode and Render. Raises BadRequest, ContextOverflow."""
+        if isinstance(question, Encode):
+            return tuple(self.tokenize(question.text, add_special=question.add_special))
+        if isinstance(question, Decode):
+            pieces = map(self._vocabulary.token_spelling, self._checked(question.tokens, "tokens"))
+            return b"".join(pieces).decode("utf-8", errors="replace")
+        return self._render(question.prompt)
+
     def _render(self, prompt: ChatPrompt) -> str:
         if self._renderer is None:
             raise missing_template()
@@ -102,10 +111,8 @@ class PromptReader:
             return text[len(bos_text) :]  # the tokenizer puts it there again
         return text
 
-    def _checked(self, prompt: TokenPrompt) -> list[int]:
-        for token in prompt.tokens:
+    def _checked(self, tokens: Sequence[int], param: str) -> list[int]:
+        for token in tokens:
             if not 0 <= token < self._n_vocab:
-                raise BadRequest(
-                    f"The prompt has token {token}, the model has {self._n_vocab:,} tokens.", param="prompt"
-                )
-        return list(prompt.tokens)
+                raise BadRequest(f"The {param} has token {token}, the model has {self._n_vocab:,} tokens.", param=param)
+        return list(tokens)

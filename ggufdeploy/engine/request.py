@@ -149,6 +149,29 @@ class TokenPrompt(msgspec.Struct, frozen=True, tag="tokens"):
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
+class Encode(msgspec.Struct, frozen=True, tag="encode"):
+    """Answered with token ids. add_special: with what the model puts around a text, such as begin-of-sequence."""
+
+    text: str
+    add_special: bool = False
+
+
+class Decode(msgspec.Struct, frozen=True, tag="decode"):
+    """Answered with the text, control tokens spelled out."""
+
+    tokens: tuple[int, ...]
+
+
+class Render(msgspec.Struct, frozen=True, tag="render"):
+    """Answered with the text that the model's template makes of the messages."""
+
+    prompt: ChatPrompt
+
+
+Question = Encode | Decode | Render
+"""What can be asked of the model's vocabulary and template, without computing anything."""
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to generate. id: unique among requests in flight. max_tokens None: up to the context's edge.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
-from ggufdeploy.engine.request import EngineInfo, Event, GenerateRequest, Stats
+from ggufdeploy.engine.request import ChatPrompt, EngineInfo, Event, GenerateRequest, Stats
 
 Phase = Literal["loading", "ready", "restarting", "failed", "stopped"]
 """restarting: its process ended, and a new one is being started."""
@@ -44,8 +44,25 @@ class EngineService(Protocol):
         """
         ...
 
-    async def tokenize(self, text: str) -> list[int]:
-        """Return the ids of `text`, without begin-of-sequence. Raises EngineError, Overloaded."""
+    async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """Return the ids of `text`; add_special: with begin-of-sequence where the model wants it.
+
+        Raises BadRequest, EngineError, Overloaded.
+        """
+        ...
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Return the text, control tokens spelled out, U+FFFD for bytes that are no UTF-8.
+
+        Raises BadRequest for a token the model does not have, EngineError, Overloaded.
+        """
+        ...
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        """Return what the model's template makes of the messages, without the begin-of-sequence that tokenizing adds.
+
+        Raises BadRequest, EngineError, Overloaded.
+        """
         ...
 
     async def stop(self, grace_s: float) -> None:

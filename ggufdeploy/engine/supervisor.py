@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from ggufdeploy.engine.client import EngineClient, NotBegun, Patience
-from ggufdeploy.engine.request import Accepted, EngineConfig, EngineInfo, Event, GenerateRequest, Stats
+from ggufdeploy.engine.request import Accepted, ChatPrompt, EngineConfig, EngineInfo, Event, GenerateRequest, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.engine.spawn import WORKER
 from ggufdeploy.errors import EngineCrashed, EngineError, GgufdeployError, LoadFailed, Overloaded
@@ -148,9 +148,17 @@ class Supervisor:
                     raise self._unavailable() from error
             await self.wait_ready()
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See EngineService.tokenize."""
-        return await self._ready_client().tokenize(text)
+        return await self._ready_client().tokenize(text, add_special=add_special)
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See EngineService.detokenize."""
+        return await self._ready_client().detokenize(tokens)
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        """See EngineService.render."""
+        return await self._ready_client().render(prompt)
 
     async def stop(self, grace_s: float) -> None:
         self._become("stopped")

@@ -25,25 +25,25 @@ from ggufdeploy.engine.engine import Engine
 from ggufdeploy.engine.ladder import CPU_LIMIT_S, climb
 from ggufdeploy.engine.messages import (
     HEADER,
+    Ask,
     Cancel,
     Command,
     GaveUp,
     Load,
     Progress,
     Ready,
+    Reply,
     Report,
     Step,
     Stop,
     Submit,
-    Tokenize,
-    Tokens,
     pack,
     unpack_command,
     unpack_length,
 )
 from ggufdeploy.engine.parent import end_with_parent
 from ggufdeploy.engine.request import EngineConfig, Event, Stats
-from ggufdeploy.errors import EngineCrashed, EngineError, LoadFailed, RequestError
+from ggufdeploy.errors import BadRequest, EngineCrashed, EngineError, LoadFailed, RequestError
 
 MakeBackend = Callable[[EngineConfig, Callable[[float], None], Callable[[str], None]], Backend]
 """Config, on_progress, on_log -> a loaded backend. Raises LoadFailed."""
@@ -106,19 +106,20 @@ class Worker:
             engine.submit(command.request)
         elif isinstance(command, Cancel):
             engine.cancel(command.id)
-        elif isinstance(command, Tokenize):
-            self._tokenize(engine, command)
+        elif isinstance(command, Ask):
+            self._ask(engine, command)
         else:
             engine.stop()
 
-    def _tokenize(self, engine: Engine, command: Tokenize) -> None:
-        def reply(answer: list[int] | RequestError) -> None:
+    def _ask(self, engine: Engine, command: Ask) -> None:
+        def reply(answer: tuple[int, ...] | str | RequestError) -> None:
             if isinstance(answer, RequestError):
-                self._send(Tokens(command.number, (), answer.message))
+                param = answer.param if isinstance(answer, BadRequest) else None
+                self._send(Reply(command.number, error=answer.message, param=param))
             else:
-                self._send(Tokens(command.number, tuple(answer)))
+                self._send(Reply(command.number, answer))
 
-        engine.tokenize(command.text, reply)
+        engine.ask(command.question, reply)
 
     def _own(self, config: EngineConfig) -> None:
         """Load the model, prove it, and serve; the engine's thread."""

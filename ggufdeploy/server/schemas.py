@@ -203,12 +203,20 @@ class CompletionBody(GenerationBody, kw_only=True):
 
 
 class TokenizeBody(Struct, kw_only=True):
-    """POST /tokenize. content (llama-server) or prompt (vLLM) is the text."""
+    """POST /tokenize. content and add_special are llama-server's names, prompt and add_special_tokens vLLM's."""
 
     content: str | None = None
     prompt: str | None = None
     add_special: bool | None = None
     add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(Struct, kw_only=True):
+    """POST /detokenize. At most a million tokens: a text of several MB."""
+
+    tokens: Annotated[list[TokenId], Meta(max_length=2**20)]
 
 
 def unsupported(name: str) -> BadRequest:

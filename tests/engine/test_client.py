@@ -184,6 +184,26 @@ async def test_tokens_of_a_text(client):
     assert await client.tokenize("Hello <|im_start|>") == [19556, 216, 1]
 
 
+async def test_the_text_of_tokens(client):
+    text = "<|im_start|>Hello, wörld! 🙂"
+    tokens = await client.tokenize(text)
+    assert await client.detokenize(tokens) == text
+    assert await client.detokenize([]) == ""
+    with pytest.raises(BadRequest, match="49,152 tokens") as caught:
+        await client.detokenize([49152])
+    assert caught.value.param == "tokens"
+
+
+async def test_the_template_shows_what_a_chat_becomes(client):
+    chat = ChatPrompt((ChatMessage("user", "Hi"),))
+    text = await client.render(chat)
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    shown, plain = [
+        await complete(client, request(id, prompt, 4)) for id, prompt in (("c", chat), ("t", TextPrompt(text)))
+    ]
+    assert (shown[0], shown[1].prompt_tokens) == (plain[0], plain[1].prompt_tokens)
+
+
 async def test_more_requests_than_cells_all_finish(demo_config):
     small = await EngineClient.start(with_changes(demo_config, context_tokens=256, n_batch=64, n_ubatch=64))
     try:

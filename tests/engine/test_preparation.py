@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from ggufdeploy.engine.preparation import DeepThreads, PromptReader
-from ggufdeploy.engine.request import ChatMessage, ChatPrompt, TextPrompt
+from ggufdeploy.engine.request import ChatMessage, ChatPrompt, Decode, Encode, Render, TextPrompt
 from ggufdeploy.errors import BadRequest, ContextOverflow
-from tests.fakes import BOS, FakeBackend
+from tests.fakes import BOS, END, FakeBackend
 
 CHAT = ChatPrompt((ChatMessage("user", "hi"),))
 
@@ -57,6 +57,23 @@ def test_a_text_that_can_never_fit_is_refused_before_it_is_tokenized(reader, mon
     monkeypatch.setattr(backend, "tokenize", lambda *_, **__: pytest.fail("it was tokenized"))
     with pytest.raises(ContextOverflow):
         reader(backend).read(TextPrompt("x" * 64_000))
+
+
+def test_questions_are_answered_in_the_terms_of_the_vocabulary(reader):
+    backend = FakeBackend()
+    backend.adds_bos = True
+    asked = reader(backend)
+    assert asked.answer(Encode("hé")) == tuple("hé".encode())
+    assert asked.answer(Encode("h", add_special=True)) == (BOS, ord("h"))
+    assert asked.answer(Decode((BOS, *"hé".encode(), 0xFF, END))) == "<s>hé\ufffd</s>"
+    assert asked.answer(Render(CHAT)) == "user:hi;"
+
+
+@pytest.mark.parametrize("token", [258, -1])
+def test_a_token_the_model_does_not_have_has_no_text(reader, token):
+    with pytest.raises(BadRequest, match="258 tokens") as caught:
+        reader(FakeBackend()).answer(Decode((1, token)))
+    assert caught.value.param == "tokens"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pthread_getattr_np is glibc's")

@@ -85,10 +85,3 @@ def test_an_unknown_model_is_a_404(client):
 def test_models_are_listed_while_loading(make_client):
     data = make_client(engine=FakeEngine(phase="loading")).get("/v1/models").json()["data"]
     assert [model["max_model_len"] for model in data] == [None]
-
-
-def test_tokenize_gives_the_ids_of_a_text_under_either_name(client):
-    for field in ("content", "prompt"):
-        assert client.post("/tokenize", json={field: "hé"}).json() == {"tokens": [104, 195, 169], "count": 3}
-    for body in ({}, {"content": 5}, {"content": "x", "add_special": True}):
-        assert client.post("/tokenize", json=body).status_code == 400
