@@ -140,6 +140,7 @@ class FakeEngine:
             cached_tokens=script.cached_tokens,
             prefill_s=0.01,
             decode_s=0.02,
+            queue_s=0.005,
         )
 
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:

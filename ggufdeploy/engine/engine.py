@@ -138,6 +138,7 @@ class Engine:
             completion_tokens_total=self._n_completion_tokens,
             requests_total=self._n_requests,
             steps_total=self._n_steps,
+            preemptions_total=self._scheduler.n_sent_back,
         )
 
     def _incoming(self, wait: bool) -> Iterator[Callable[[], None]]:
@@ -204,6 +205,7 @@ class Engine:
         if self._scheduler.n_waiting >= MAX_WAITING:
             self._events.append(Failed(job.id, "overloaded", f"{MAX_WAITING:,} requests are waiting already."))
             return
+        generation.queued = time.monotonic()
         self._generations[job.id] = generation
         self._scheduler.add(job)
         self._n_requests += 1
@@ -300,6 +302,7 @@ class Engine:
                 cached_tokens=job.n_cached or 0,
                 prefill_s=generation.first_token - started,
                 decode_s=time.monotonic() - generation.first_token,
+                queue_s=started - generation.queued,
             )
         )
 

@@ -28,6 +28,7 @@ class Generation:
     min_tokens: int
     logprobs: LogprobLog | None
     n_unsent: int = 0
+    queued: float = 0.0
     started: float | None = None
     first_token: float = 0.0
 

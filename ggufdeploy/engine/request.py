@@ -233,7 +233,10 @@ class Delta(msgspec.Struct, frozen=True, tag="delta", omit_defaults=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """Last event of a request that succeeded. cached_tokens: prompt tokens that needed no prefill."""
+    """Last event of a request that succeeded. cached_tokens: prompt tokens that needed no prefill.
+
+    queue_s: from the prompt's tokens being ready to the first batch; prefill_s and decode_s follow it.
+    """
 
     id: str
     reason: Literal["stop", "length"]
@@ -242,6 +245,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     cached_tokens: int
     prefill_s: float
     decode_s: float
+    queue_s: float
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -259,7 +263,8 @@ Event = Accepted | Started | Delta | Finished | Failed
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot. kv_cells_used: cells held by running requests and by cached prefixes.
+    """A snapshot. kv_cells_used: cells held by running requests and by cached prefixes. preemptions_total: how often
+    a running request went back to the queue.
 
     The totals are those of one worker and begin again with the next; restarts_total counts these.
     """
@@ -273,4 +278,5 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens_total: int = 0
     requests_total: int = 0
     steps_total: int = 0
+    preemptions_total: int = 0
     restarts_total: int = 0

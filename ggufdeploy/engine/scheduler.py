@@ -60,7 +60,10 @@ class Part:
 
 
 class Scheduler:
-    """n_batch: tokens per batch at most. n_prefill: prompt tokens per batch while streams are running."""
+    """n_batch: tokens per batch at most. n_prefill: prompt tokens per batch while streams are running.
+
+    `n_sent_back` counts how often a running job went back to the queue.
+    """
 
     def __init__(self, slots: SlotTable, *, n_batch: int, n_prefill: int) -> None:
         self.slots = slots
@@ -68,6 +71,7 @@ class Scheduler:
         self._n_prefill = n_prefill
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
+        self.n_sent_back = 0
 
     @property
     def n_waiting(self) -> int:
@@ -182,6 +186,7 @@ class Scheduler:
     def _send_back(self, job: Job) -> None:
         self._leave_slot(job)
         job.n_decoded = 0
+        self.n_sent_back += 1
         self._waiting.appendleft(job)
 
     def _leave_slot(self, job: Job) -> None:

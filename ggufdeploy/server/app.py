@@ -14,6 +14,7 @@ from ggufdeploy.server.completions import completion_routes
 from ggufdeploy.server.errors import ErrorHandlers
 from ggufdeploy.server.gate import Gate
 from ggufdeploy.server.health import health_routes
+from ggufdeploy.server.metrics import metrics_routes
 from ggufdeploy.server.models import model_routes
 from ggufdeploy.server.state import Inflight, ServerConfig, ServerState, Shown
 from ggufdeploy.server.tokenize import tokenize_routes
@@ -31,6 +32,7 @@ def build_app(engine: EngineService, config: ServerConfig) -> Starlette:
         *model_routes(state),
         *tokenize_routes(state),
         *health_routes(state),
+        *metrics_routes(state),
     ]
     handlers = ErrorHandlers(state)
     app = Starlette(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from ggufdeploy.engine.request import Accepted, Event, Finished, GenerateRequest
 from ggufdeploy.engine.service import EngineService
 from ggufdeploy.errors import EngineError
+from ggufdeploy.server.meters import Meters
 from ggufdeploy.server.watchdog import Watchdog
 
 Indexed = tuple[int, Event]
@@ -18,13 +19,16 @@ class Fanout:
     """Events of all requests as (index of the request, event), in the order they came.
 
     One task per request reads the engine and never waits for the client. Leaving `open` ends those tasks, and with
-    them the requests in the engine. quiet_s: silence after which `batch` returns nothing.
+    them the requests in the engine. quiet_s: silence after which `batch` returns nothing. meters: what is told of it.
     """
 
-    def __init__(self, engine: EngineService, requests: Sequence[GenerateRequest], quiet_s: float) -> None:
+    def __init__(
+        self, engine: EngineService, requests: Sequence[GenerateRequest], quiet_s: float, meters: Meters
+    ) -> None:
         self._engine = engine
         self._requests = requests
         self._quiet_s = quiet_s
+        self._meters = meters
         self._events: list[Indexed] = []
         self._error: Exception | None = None
         self._wake = asyncio.Event()
@@ -82,12 +86,14 @@ class Fanout:
 
     async def _read(self, index: int, request: GenerateRequest) -> None:
         event: Event | None = None
-        async for event in self._engine.generate(request):
-            if self._error is None:
-                self._events.append((index, event))
-                self._wake.set()
-        if not isinstance(event, Finished):
-            raise EngineError("The engine ended a request without an answer.")
+        with self._meters.time_request() as timer:
+            async for event in self._engine.generate(request):
+                timer.note(event)
+                if self._error is None:
+                    self._events.append((index, event))
+                    self._wake.set()
+            if not isinstance(event, Finished):
+                raise EngineError("The engine ended a request without an answer.")
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -66,7 +66,7 @@ class Generation:
     def __init__(self, state: ServerState, answer: Answer) -> None:
         self._state = state
         self._answer = answer
-        self._fanout = Fanout(state.engine, answer.requests, state.config.ping_s)
+        self._fanout = Fanout(state.engine, answer.requests, state.config.ping_s, state.meters)
         self._choices = [
             Choice([prefix] if prefix else [], None if request.logprobs is None else [])
             for prefix, request in zip(answer.prefixes, answer.requests, strict=True)

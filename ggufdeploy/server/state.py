@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.engine.service import EngineService
 from ggufdeploy.errors import LoadFailed, ModelNotServed, Overloaded
+from ggufdeploy.server.meters import Meters
 
 DEFAULT_MAX_BODY_BYTES = 10 << 20
 LOADING_RETRY_S = 5.0
@@ -121,6 +122,7 @@ class ServerState:
     config: ServerConfig
     inflight: Inflight
     shown: Shown
+    meters: Meters = field(default_factory=Meters)
 
     @property
     def accepting(self) -> bool:

@@ -54,7 +54,7 @@ class Client:
     async def generate(self, request):
         self.prompts.append(request.prompt.tokens)
         n, made = len(request.prompt.tokens), request.max_tokens
-        yield Finished(request.id, "length", n, made, 0, n / 100, (made - 1) / 10)
+        yield Finished(request.id, "length", n, made, 0, n / 100, (made - 1) / 10, 0.0)
 
     async def stop(self, grace_s):
         self.stopped = True

@@ -315,6 +315,18 @@ def test_streams_survive_a_cache_that_refuses_a_shared_batch(harness):
     h.backend.outcomes = [Decoded.NO_ROOM]
     h.until_ended(2)
     assert {id: h.text(id) for id in "ab"} == {id: expected_text((id * 3).encode(), 12) for id in "ab"}
+    assert h.stats.preemptions_total == 1
+
+
+def test_who_waits_for_a_slot_is_told_how_long(harness):
+    h = harness(slots=1)
+    for id in "ab":
+        h.submit(id)
+    h.accept("a", "b")
+    h.until_ended(2)
+    first, second = [event for event in h.events if isinstance(event, Finished)]
+    assert 0 <= first.queue_s < second.queue_s
+    assert second.queue_s >= first.prefill_s + first.decode_s
 
 
 def test_stats_count_requests_tokens_and_cells(harness):

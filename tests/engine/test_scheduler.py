@@ -205,7 +205,7 @@ def test_no_room_gives_up_cached_prefixes_then_the_newest_then_nothing(make_rig)
     assert rig.scheduler.no_room()
     assert rig.scheduler.slots.cells_cached == 0
     assert rig.scheduler.no_room()
-    assert (rig.scheduler.n_running, rig.scheduler.n_waiting) == (1, 1)
+    assert (rig.scheduler.n_running, rig.scheduler.n_waiting, rig.scheduler.n_sent_back) == (1, 1, 1)
     rig.scheduler.slots.evict()
     assert not rig.scheduler.no_room()
 

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from ggufdeploy.engine.request import Stats
-from ggufdeploy.server.health import metrics_text
 from tests.fakes import FakeEngine
 from tests.server.conftest import CREATED, MODEL
 
@@ -48,17 +46,6 @@ def test_a_plan_made_anew_is_shown_and_changes_the_fingerprint(make_client):
     body = client.get("/plan").json()
     assert (body["plan"]["slots"], body["memory"]) == (2, {"gpu_share": 0.5})
     assert shown.fingerprint != before
-
-
-def test_metrics_are_the_engines_counters(client):
-    text = client.get("/metrics").text
-    assert "\nggufdeploy_slots 4\n" in text
-    assert "\nggufdeploy_ready 1\n" in text
-    values = metrics_text(Stats(running=3, completion_tokens_total=12345), ready=False).splitlines()
-    assert "ggufdeploy_requests_running 3" in values
-    assert "ggufdeploy_completion_tokens_total 12345" in values
-    assert "# TYPE ggufdeploy_completion_tokens_total counter" in values
-    assert "ggufdeploy_ready 0" in values
 
 
 def test_the_model_is_listed_once_whatever_its_aliases(make_client):

@@ -190,6 +190,7 @@ class Stepped(WatchedEngine):
             cached_tokens=0,
             prefill_s=0.0,
             decode_s=0.0,
+            queue_s=0.0,
         )
 
 
