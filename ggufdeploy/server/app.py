@@ -16,6 +16,7 @@ from ggufdeploy.server.gate import Gate
 from ggufdeploy.server.health import health_routes
 from ggufdeploy.server.metrics import metrics_routes
 from ggufdeploy.server.models import model_routes
+from ggufdeploy.server.openapi import openapi_routes
 from ggufdeploy.server.state import Inflight, ServerConfig, ServerState, Shown
 from ggufdeploy.server.tokenize import tokenize_routes
 
@@ -34,6 +35,7 @@ def build_app(engine: EngineService, config: ServerConfig) -> Starlette:
         *health_routes(state),
         *metrics_routes(state),
     ]
+    routes += openapi_routes(routes, needs_key=config.api_key is not None)
     handlers = ErrorHandlers(state)
     app = Starlette(
         routes=[Mount("/v1", app=Router(routes, redirect_slashes=False)), *routes],
