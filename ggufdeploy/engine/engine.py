@@ -13,6 +13,7 @@ import numpy as np
 
 from ggufdeploy.engine.backend import Backend, Decoded
 from ggufdeploy.engine.detokenize import TextStream
+from ggufdeploy.engine.dry import BreakerIndex
 from ggufdeploy.engine.generation import Generation, check_limits
 from ggufdeploy.engine.logprobs import LogprobLog
 from ggufdeploy.engine.preparation import DeepThreads, PromptReader
@@ -61,6 +62,7 @@ class Engine:
         self._reader = PromptReader(
             backend, context_tokens=info.context_tokens, n_vocab=info.n_vocab, template=config.chat_template
         )
+        self._breakers = BreakerIndex(backend, info.n_vocab)
         self._threads = DeepThreads("prepare")
         self._chat_threads = DeepThreads("chat")  # a template may take seconds; plain prompts do not wait behind it
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -183,7 +185,9 @@ class Engine:
     def _generation(self, request: GenerateRequest) -> Generation:
         check_limits(request, self._n_vocab)
         banned = self._end_tokens if request.ignore_eos else frozenset[int]()
-        sampler = Sampler(request.sampling, n_vocab=self._n_vocab, banned=banned)
+        params = request.sampling
+        breakers = self._breakers.find(params.dry_sequence_breakers) if params.dry_multiplier else {}
+        sampler = Sampler(params, n_vocab=self._n_vocab, banned=banned, breakers=breakers)
         tokens = self._reader.read(request.prompt)
         room = self._context_tokens - len(tokens)
         limit = room if request.max_tokens is None else min(request.max_tokens, room)

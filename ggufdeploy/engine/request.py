@@ -90,12 +90,12 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     ladder: Ladder | None = None
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """temperature 0 is greedy; top_k 0, top_p 1, min_p 0, penalties 0 (repeat 1) switch it off; seed None is random.
 
     penalty_last_tokens: how far back penalties look. typical_p 1, top_n_sigma 0, xtc_probability 0 (or a threshold
-    above 0.5) and dynatemp_range 0 switch it off. mirostat: the version, 0 for none; with it only temperature and
-    logit_bias count besides. Defaults of what is switched off: common/common.h.
+    above 0.5), dynatemp_range 0 and dry_multiplier 0 switch it off. mirostat: the version, 0 for none; with it only
+    temperature and logit_bias count besides. Defaults of what is switched off: common/common.h.
     """
 
     temperature: float = 0.8
@@ -114,6 +114,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     xtc_threshold: float = 0.1
     dynatemp_range: float = 0.0
     dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_tokens: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
     mirostat: Literal[0, 1, 2] = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1

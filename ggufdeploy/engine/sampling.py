@@ -1,9 +1,9 @@
 """From one row of logits to one token, in llama.cpp's order.
 
-bias -> penalties -> top_n_sigma -> top_k -> typical_p -> top_p -> min_p -> xtc -> temperature -> draw: the order of
-common/sampling.cpp; with mirostat it is bias -> temperature -> mirostat alone. Each step means exactly what llama.cpp's
-sampler of the same name means (src/llama-sampler.cpp). The drawn numbers come from Python's generator, so the same seed
-gives the same text here but not the same text as in llama.cpp.
+bias -> penalties -> dry -> top_n_sigma -> top_k -> typical_p -> top_p -> min_p -> xtc -> temperature -> draw: the order
+of common/sampling.cpp; with mirostat it is bias -> temperature -> mirostat alone. Each step means exactly what
+llama.cpp's sampler of the same name means (src/llama-sampler.cpp). The drawn numbers come from Python's generator, so
+the same seed gives the same text here but not the same text as in llama.cpp.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ggufdeploy.engine import cuts
 from ggufdeploy.engine.backend import Logits
 from ggufdeploy.engine.cuts import Ids
+from ggufdeploy.engine.dry import Breakers, Dry
 from ggufdeploy.engine.mirostat import Mirostat
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.errors import BadRequest, EngineError
@@ -30,12 +32,21 @@ _GREEDY_BELOW = 1e-4
 
 
 class Sampler:
-    """Samples one request. banned: tokens that are never chosen. Not shared between threads.
+    """Samples one request. Not shared between threads.
+
+    banned: tokens that are never chosen. breakers: of params.dry_sequence_breakers, needed when DRY is on.
 
     Raises BadRequest from the constructor for parameters outside their range.
     """
 
-    def __init__(self, params: SamplingParams, *, n_vocab: int, banned: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        n_vocab: int,
+        banned: frozenset[int] = frozenset(),
+        breakers: Breakers = MappingProxyType({}),
+    ) -> None:
         _check(params)
         if params.mirostat:
             params = _mirostat_alone(params)
@@ -59,8 +70,9 @@ class Sampler:
         self._penalises = params.penalty_last_tokens > 0 and (
             params.repeat_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         )
+        self._dry = Dry(params, breakers) if params.dry_multiplier > 0.0 and params.dry_last_tokens > 0 else None
         self._cuts_sigma = params.top_n_sigma > 0.0 and not self._greedy
-        self._adjusts = bool(bias) or self._penalises or self._cuts_sigma
+        self._adjusts = bool(bias) or self._penalises or self._dry is not None or self._cuts_sigma
         self.is_plain_argmax = self._greedy and not self._adjusts and not self._may_cut_best
 
     def sample(self, row: Logits, history: Sequence[int]) -> int:
@@ -87,7 +99,7 @@ class Sampler:
         return int(ids[_draw(cumulated, self._random.random())])
 
     def adjust(self, row: Logits, history: Sequence[int]) -> None:
-        """Apply bias, penalties and top_n_sigma to `row`, in place."""
+        """Apply bias, penalties, DRY and top_n_sigma to `row`, in place."""
         if len(self._bias_ids):
             row[self._bias_ids] += self._bias
         if self._penalises:
@@ -98,6 +110,8 @@ class Sampler:
             seen = row[ids]
             seen = np.where(seen <= 0, seen * params.repeat_penalty, seen / params.repeat_penalty)
             row[ids] = seen - times * params.frequency_penalty - params.presence_penalty
+        if self._dry is not None:
+            self._dry.penalise(row, history)
         if self._cuts_sigma:
             cuts.top_n_sigma(row, self._params.top_n_sigma)
 
@@ -209,6 +223,9 @@ def _check(params: SamplingParams) -> None:
         ("xtc_threshold", params.xtc_threshold, 0.0, 1.0),
         ("dynatemp_range", params.dynatemp_range, 0.0, 1e6),
         ("dynatemp_exponent", params.dynatemp_exponent, 0.0, 1e3),
+        ("dry_multiplier", params.dry_multiplier, 0.0, 1e3),
+        ("dry_base", params.dry_base, 1.0, 1e3),
+        ("dry_allowed_length", params.dry_allowed_length, 0, 1 << 31),
         ("mirostat_tau", params.mirostat_tau, 0.0, 1e3),
         ("mirostat_eta", params.mirostat_eta, 0.0, 1e3),
         ("repeat_penalty", params.repeat_penalty, 1e-3, 1e3),

@@ -21,6 +21,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+Breaker = Annotated[str, Meta(min_length=1, max_length=40)]
 StopText = Annotated[str, Meta(max_length=1024)]
 
 # Parameters that would change the answer and that this server does not have, with the values that mean "off".
@@ -43,7 +44,6 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "lora": ([],),
     "bad_words": ([],),
-    "dry_multiplier": (0,),
 }
 
 
@@ -79,6 +79,11 @@ class GenerationBody(Struct, kw_only=True):
     xtc_threshold: Probability | None = None
     dynatemp_range: Annotated[float, Meta(ge=0, le=10)] | None = None
     dynatemp_exponent: Annotated[float, Meta(ge=0, le=100)] | None = None
+    dry_multiplier: Annotated[float, Meta(ge=0, le=100)] | None = None
+    dry_base: Annotated[float, Meta(ge=1, le=100)] | None = None
+    dry_allowed_length: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    dry_penalty_last_n: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    dry_sequence_breakers: Annotated[list[Breaker], Meta(max_length=32)] | None = None
     mirostat: Literal[0, 1, 2] | None = None
     mirostat_tau: Annotated[float, Meta(ge=0, le=100)] | None = None
     mirostat_eta: Annotated[float, Meta(ge=0, le=10)] | None = None
@@ -104,7 +109,6 @@ class GenerationBody(Struct, kw_only=True):
     chat_template_kwargs: Any = None
     lora: Any = None
     bad_words: Any = None
-    dry_multiplier: Any = None
 
     def check_supported(self) -> None:
         """Raise BadRequest for a parameter that would be ignored although it changes the answer."""
@@ -141,6 +145,11 @@ class GenerationBody(Struct, kw_only=True):
             "xtc_threshold": self.xtc_threshold,
             "dynatemp_range": self.dynatemp_range,
             "dynatemp_exponent": self.dynatemp_exponent,
+            "dry_multiplier": self.dry_multiplier,
+            "dry_base": self.dry_base,
+            "dry_allowed_length": self.dry_allowed_length,
+            "dry_last_tokens": self.dry_penalty_last_n,
+            "dry_sequence_breakers": None if self.dry_sequence_breakers is None else tuple(self.dry_sequence_breakers),
             "mirostat": self.mirostat,
             "mirostat_tau": self.mirostat_tau,
             "mirostat_eta": self.mirostat_eta,

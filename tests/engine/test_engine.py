@@ -190,6 +190,16 @@ def test_logprobs_are_the_models_whatever_is_done_to_choose(harness):
     assert (second.top[0].data, second.top[0].logprob) == (b"", pytest.approx(10 - total, abs=1e-5))
 
 
+@pytest.mark.parametrize(("breakers", "text"), [((), "abcab"), (("b",), "abcabcabc")])
+def test_dry_ends_a_repetition_unless_a_breaker_lies_within(harness, breakers, text):
+    h = harness(answer=lambda tokens: b"abc"[(len(tokens) - 5) % 3])
+    dry = SamplingParams(temperature=0, dry_multiplier=20.0, dry_base=1.0, dry_sequence_breakers=breakers)
+    h.submit("a", max_tokens=9, sampling=dry)
+    h.until_ended()
+    assert h.text("a").startswith(text)
+    assert breakers or not h.text("a").startswith("abcabc")
+
+
 def test_ignore_eos_never_ends_by_itself(harness):
     h = harness(answer=lambda tokens: END)
     h.submit("a", max_tokens=4, ignore_eos=True)

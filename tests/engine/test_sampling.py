@@ -130,6 +130,7 @@ def test_logits_that_are_not_numbers_are_an_error(bad, temperature):
         ({"top_n_sigma": float("nan")}, "top_n_sigma"),
         ({"xtc_probability": 2.0}, "xtc_probability"),
         ({"dynatemp_range": -1.0}, "dynatemp_range"),
+        ({"dry_base": 0.5}, "dry_base"),
         ({"repeat_penalty": 0.0}, "repeat_penalty"),
         ({"logit_bias": ((100, 1.0),)}, "logit_bias"),
         ({"logit_bias": ((1, float("inf")),)}, "logit_bias"),
@@ -159,12 +160,14 @@ def test_min_p_never_cuts_off_the_last_token_that_top_p_left():
     xtc_threshold=st.floats(0, 1),
     dynatemp_range=st.floats(0, 10),
     dynatemp_exponent=st.floats(0, 5),
+    dry_multiplier=st.floats(0, 100),
+    dry_base=st.floats(1, 100),
     mirostat=st.sampled_from([0, 0, 1, 2]),
     mirostat_tau=st.floats(0, 50),
     mirostat_eta=st.floats(0, 2),
 )
 def test_whatever_the_parameters_a_token_of_the_vocabulary_comes_out(row, **params):
-    assert 0 <= sampler(len(row), seed=0, **params).sample(logits(*row), []) < len(row)
+    assert 0 <= sampler(len(row), seed=0, **params).sample(logits(*row), [0] * 300) < len(row)
 
 
 def test_xtc_cuts_as_often_as_it_is_told_and_never_the_last_likely_token():

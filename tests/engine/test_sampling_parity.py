@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ggufdeploy.engine.dry import BreakerIndex, Dry
+from ggufdeploy.engine.llamacpp import LlamaCppBackend
 from ggufdeploy.engine.mirostat import Mirostat
 from ggufdeploy.engine.request import SamplingParams
 from ggufdeploy.engine.sampling import Sampler
@@ -131,3 +133,63 @@ def test_mirostat_keeps_what_llama_cpp_keeps_while_both_see_the_same_tokens(vers
         )
         ours.observe(expected[drawn])
     api.llama_sampler_free(chain)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(demo_config):
+    backend = LlamaCppBackend(demo_config)
+    yield backend
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(dry_multiplier=0.8),
+        SamplingParams(dry_multiplier=0.8, dry_sequence_breakers=()),
+        SamplingParams(dry_multiplier=2.0, dry_base=1.0, dry_allowed_length=0, dry_last_tokens=500),
+        SamplingParams(dry_multiplier=0.5, dry_base=3.0, dry_allowed_length=1, dry_last_tokens=500),
+        SamplingParams(
+            dry_multiplier=1.0, dry_last_tokens=500, dry_sequence_breakers=("cat sat", " on the m", "é", "q")
+        ),
+        SamplingParams(dry_multiplier=1.0, dry_last_tokens=3000, dry_sequence_breakers=()),
+    ],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The cat sat on the mat. The cat sat on the mat. The cat sat on",
+        'He said: "no no no"\nand: "no no no"\nand: "no no',
+        "ha" * 700,
+        "a cat sat é on the moon, a cat sat é on the moon, a cat sat é",
+        "one",
+    ],
+)
+def test_dry_changes_the_logits_that_llama_cpp_changes(vocabulary, params, text):
+    import llama_cpp.llama_cpp as api
+
+    history = vocabulary.tokenize(text, add_special=False)
+    n_vocab = vocabulary.info.n_vocab
+    texts = [each.encode() for each in params.dry_sequence_breakers]
+    sampler = api.llama_sampler_init_dry(
+        vocabulary._vocab,
+        params.dry_multiplier,
+        params.dry_base,
+        params.dry_allowed_length,
+        params.dry_last_tokens,
+        (ctypes.c_char_p * len(texts))(*texts),
+        len(texts),
+    )
+    for token in history:
+        api.llama_sampler_accept(sampler, token)
+    data = (api.llama_token_data * n_vocab)()
+    for token in range(n_vocab):
+        data[token].id = token
+    array = api.llama_token_data_array(ctypes.cast(data, ctypes.POINTER(api.llama_token_data)), n_vocab, -1, False)
+    api.llama_sampler_apply(sampler, ctypes.byref(array))
+    api.llama_sampler_free(sampler)
+    row = np.zeros(n_vocab, np.float32)
+    breakers = BreakerIndex(vocabulary, n_vocab).find(params.dry_sequence_breakers)
+    Dry(params, breakers).penalise(row, history)
+    expected = {data[i].id: max(data[i].logit, -1e30) for i in range(n_vocab) if data[i].logit}
+    assert {int(token): float(row[token]) for token in np.flatnonzero(row)} == pytest.approx(expected, rel=1e-4)
