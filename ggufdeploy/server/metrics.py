@@ -40,7 +40,7 @@ def metrics_routes(state: ServerState) -> list[Route]:
 
 def metrics_text(state: ServerState) -> str:
     """Return everything there is to know, one line each."""
-    lines = [*_server_lines(state), *_engine_lines(state.engine.stats), *state.meters.lines()]
+    lines = [*_server_lines(state), *_engine_lines(state.engine.stats), *state.meters.lines(), *_process_lines()]
     return "\n".join(lines) + "\n"
 
 
@@ -49,6 +49,20 @@ def _server_lines(state: ServerState) -> Iterator[str]:
     yield sample("ggufdeploy_info", 1, {"model": state.config.model_id, "version": __version__})
     yield from header("ggufdeploy_ready", "gauge", "1 when requests are served.")
     yield sample("ggufdeploy_ready", int(state.accepting))
+
+
+def _process_lines() -> Iterator[str]:
+    """Yield what shows a leak in this process. The names are those that every Prometheus client library uses."""
+    import psutil
+
+    process = psutil.Process()
+    for name, text, value in (
+        ("process_open_fds", "Open file descriptors of the API process.", process.num_fds()),
+        ("process_resident_memory_bytes", "Resident memory of the API process.", process.memory_info().rss),
+        ("process_start_time_seconds", "Unix time at which it started.", process.create_time()),
+    ):
+        yield from header(name, "gauge", text)
+        yield sample(name, value)
 
 
 def _engine_lines(stats: Stats) -> Iterator[str]:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +133,22 @@ async def test_a_client_that_leaves_counts_as_cancelled():
     values = parse(body.decode())
     assert values['ggufdeploy_requests_ended_total{outcome="cancelled"}'] == 1
     assert values["ggufdeploy_request_duration_seconds_count"] == 0
+
+
+def test_an_open_file_shows_in_the_process_figures(client):
+    before = scrape(client)
+    with Path(__file__).open():
+        after = scrape(client)
+    assert after["process_open_fds"] == before["process_open_fds"] + 1
+    assert after["process_resident_memory_bytes"] > 1 << 20
+    assert after["process_start_time_seconds"] <= time.time()
+
+
+def test_every_metric_is_documented_with_its_kind(client):
+    kinds = dict(re.findall(r"# TYPE (\w+) (\w+)", client.get("/metrics").text))
+    text = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*`.*) \| (counter|gauge|histogram) \|", text, re.MULTILINE)
+    assert {name: kind for names, kind in rows for name in re.findall(r"`(\w+)[`{]", names)} == kinds
 
 
 def test_cached_prompt_tokens_add_up(make_client):
