@@ -18,15 +18,20 @@ Ids = NDArray[np.int64]
 
 # Tokens whose logit is further below the best one are rarely chosen or needed; every use checks that.
 _NEAR = 12.0
+# Tokens this far below the best one have no weight in float32.
+_NO_WEIGHT = 87.0
+# How many tokens are sorted first where a few will mostly do.
+_FIRST_SORTED = 512
 
 
 def top_n_sigma(row: Logits, n: float) -> None:
     """Make tokens impossible, in place, that are more than `n` standard deviations of all logits below the best."""
-    possible = row[row > -np.inf]
+    possible = row if row.min() > -np.inf else row[row > -np.inf]
     if not len(possible):
         return  # nothing can be drawn; the caller finds out
-    floor = float(possible.max()) - n * float(possible.std(dtype=np.float64))
-    row[row < floor] = -np.inf
+    apart = possible - possible.mean(dtype=np.float64).astype(np.float32)
+    deviation = math.sqrt(float(np.dot(apart, apart)) / len(possible))
+    row[row < float(possible.max()) - n * deviation] = -np.inf
 
 
 def top_k(row: Logits, best: float, k: int) -> Ids:
@@ -41,13 +46,21 @@ def top_k(row: Logits, best: float, k: int) -> Ids:
 
 def typical(row: Logits, best: float, ids: Ids | None, p: float) -> Ids:
     """Return the fewest tokens that hold more than `p`, those first whose surprise is closest to the expected one."""
-    ids = np.arange(len(row)) if ids is None else ids
-    weights = np.exp(row[ids] - best, dtype=np.float64)
-    ids, weights = ids[weights > 0], weights[weights > 0]
-    shares = weights / weights.sum()
-    surprises = -np.log(shares)
-    order = np.argsort(np.abs(surprises - (shares * surprises).sum()), kind="stable")
-    n = int(np.searchsorted(np.cumsum(shares[order]), p, side="right")) + 1
+    ids = np.flatnonzero(row >= best - _NO_WEIGHT) if ids is None else ids[row[ids] >= best - _NO_WEIGHT]
+    below = row[ids] - best
+    weights = np.exp(below)
+    total = float(weights.sum(dtype=np.float64))
+    # Surprise is ln(total) - below, and what is expected of it is the entropy: the constant cancels out.
+    unexpected = np.abs(below - np.dot(weights, below) / np.float32(total))
+    n_near = _FIRST_SORTED
+    while n_near < len(ids):
+        near = np.argpartition(unexpected, n_near)[:n_near]
+        if weights[near].sum(dtype=np.float64) > p * total:
+            ids, weights, unexpected = ids[near], weights[near], unexpected[near]
+            break
+        n_near *= 8
+    order = np.argsort(unexpected, kind="stable")
+    n = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), p * total, side="right")) + 1
     return ids[order[:n]]
 
 

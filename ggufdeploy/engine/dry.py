@@ -23,9 +23,9 @@ _MAX_TAIL_TOKENS = 20
 _MAX_REMEMBERED = 64
 # The logarithm of the largest float32: the penalty's exponent stops growing there.
 _FLOAT_MAX_LOG = 88.7228391
-# As good as impossible, but the only token that a ban or a grammar leaves must stay possible; in llama.cpp the largest
-# penalties are infinite.
-_MAX_PENALTY = 1e30
+# As good as impossible; but the only token that a ban or a grammar leaves must stay possible, and float32 must still
+# tell such logits apart. llama.cpp goes up to infinity.
+_MAX_PENALTY = 1e6
 
 
 class Dry:

@@ -81,6 +81,24 @@ async def test_the_model_is_described_as_loaded(client, demo_config):
     assert host.weights_bytes > 90_000_000
 
 
+async def test_logprobs_spell_the_text_and_greedy_takes_the_likeliest(client):
+    wanted = request("logprobs", counting(3), max_tokens=12, logprobs=3)
+    deltas = [event async for event in client.generate(wanted) if isinstance(event, Delta)]
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert b"".join(entry.data for entry in entries).decode() == "".join(delta.text for delta in deltas)
+    assert len(entries) == 12
+    for entry in entries:
+        assert (entry.top[0].data, entry.top[0].logprob) == (entry.data, entry.logprob)
+        assert 0 >= entry.top[0].logprob >= entry.top[1].logprob >= entry.top[2].logprob
+
+
+async def test_every_sampler_at_once_still_gives_text(client):
+    odd = SamplingParams(
+        typical_p=0.9, top_n_sigma=3, xtc_probability=0.5, dynatemp_range=0.5, dry_multiplier=0.8, seed=1
+    )
+    assert (await complete(client, request("odd", counting(1), sampling=odd)))[1].completion_tokens > 0
+
+
 async def test_a_request_gets_the_same_text_alone_and_among_seven_others(client):
     alone = [(await complete(client, request(f"alone{i}", counting(10 * i))))[0] for i in range(8)]
     together = await asyncio.gather(*(complete(client, request(f"both{i}", counting(10 * i))) for i in range(8)))

@@ -76,6 +76,7 @@ def apply(chain: Any, row: np.ndarray) -> tuple[dict[int, float], int]:
         SamplingParams(logit_bias=((3, 20.0), (4, -50.0), (77, 4.5))),
         SamplingParams(typical_p=0.5),
         SamplingParams(typical_p=0.9, top_k=0, top_p=1.0, min_p=0.0),
+        SamplingParams(typical_p=0.3, top_k=0, top_p=1.0, min_p=0.0),
         SamplingParams(typical_p=0.8, top_k=100, top_p=0.9, min_p=0.0),
         SamplingParams(top_n_sigma=1.0),
         SamplingParams(top_n_sigma=2.5, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.2),
@@ -191,5 +192,5 @@ def test_dry_changes_the_logits_that_llama_cpp_changes(vocabulary, params, text)
     row = np.zeros(n_vocab, np.float32)
     breakers = BreakerIndex(vocabulary, n_vocab).find(params.dry_sequence_breakers)
     Dry(params, breakers).penalise(row, history)
-    expected = {data[i].id: max(data[i].logit, -1e30) for i in range(n_vocab) if data[i].logit}
+    expected = {data[i].id: max(data[i].logit, -1e6) for i in range(n_vocab) if data[i].logit}
     assert {int(token): float(row[token]) for token in np.flatnonzero(row)} == pytest.approx(expected, rel=1e-4)
