@@ -277,6 +277,9 @@ before the engine is asked. Of {len(others):,} figures of weights and KV {sum(c.
 equal to the byte; of {len(compute):,} of compute {sum(c.excess < 0 for c in compute)} are below. Ratios are of buffers
 above 40 MiB. What weights exceed is the padding of a CUDA device, which the stand-in does not need; the highest ratios
 are of a host that keeps one narrow block, or of gemma3n beside the host.
+The dimensions were written down from memory of the named files, not read from them here.
+The parameter counts that follow equal the published ones for Llama 70B, both Mixtral, both Qwen3,
+gpt-oss, Phi-4 and Command R+; for Gemma 3, DeepSeek V3, Qwen3-Next and Mamba nothing here checks them.
 
 {formula_table(formulas, REAL + LARGE)}
 """

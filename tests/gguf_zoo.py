@@ -81,6 +81,7 @@ SMALL: tuple[Blueprint, ...] = (
     phi3("zoo-fused-qkv", _small(kv=4), "fused Q, K and V"),
 )  # fmt: skip
 
+# Written from memory of these files; tests/gguf/test_zoo.py compares the parameter counts with the published ones.
 _CONFIG = "config.json of "
 
 REAL: tuple[Blueprint, ...] = (
