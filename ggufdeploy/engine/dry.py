@@ -119,6 +119,8 @@ class BreakerIndex:
         found: dict[int, frozenset[tuple[int, ...]]] = {}
         for token in range(self._n_vocab):
             piece = self._vocabulary.token_bytes(token)
+            if wanted[:1] not in piece:
+                continue
             if wanted in piece:
                 found[token] = frozenset([()])
             elif tails := [wanted[len(piece) - at :] for at in range(len(piece)) if wanted.startswith(piece[at:])]:
