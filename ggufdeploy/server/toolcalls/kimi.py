@@ -1,0 +1,32 @@
+"""Kimi K2: a section of calls, each functions.name:index and JSON between its markers. Source: the chat template."""
+
+from __future__ import annotations
+
+from ggufdeploy.server.toolcalls.blocks import Block, BlockParser
+from ggufdeploy.server.toolcalls.pieces import Call, Parser, Tools
+from ggufdeploy.server.toolcalls.values import named_call
+
+_SECTION, _SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
+_CALL, _ARGUMENTS, _CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+
+
+def speaks(template: str) -> bool:
+    """Whether the template asks for this format."""
+    return _SECTION in template
+
+
+def parser(tools: Tools) -> Parser:
+    """Return a parser for one generation."""
+    return BlockParser(Block(_SECTION, (_SECTION_END,), _read))
+
+
+def _read(text: str) -> list[Call]:
+    calls = [_call(each) for each in text.replace(_CALL_END, "").split(_CALL) if each.strip()]
+    if not calls:
+        raise ValueError("an empty section")
+    return calls
+
+
+def _call(text: str) -> Call:
+    name, _, arguments = text.partition(_ARGUMENTS)
+    return named_call(name.strip().removeprefix("functions.").rpartition(":")[0], arguments)
