@@ -49,6 +49,7 @@ class Script:
     reason: Literal["stop", "length"] = "stop"
     prompt_tokens: int = 5
     cached_tokens: int = 0
+    prompt_end: str = ""
     rejected: GgufdeployError | None = None
     broken: GgufdeployError | None = None
 
@@ -123,7 +124,7 @@ class FakeEngine:
     async def _play(self, request: GenerateRequest, script: Script) -> AsyncGenerator[Event, None]:
         self._started.set()
         id = request.id
-        yield Accepted(id, script.prompt_tokens)
+        yield Accepted(id, script.prompt_tokens, script.prompt_end)
         deltas = script.deltas[: request.max_tokens]
         for at, text in enumerate(deltas):
             await asyncio.sleep(0)

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 class TextStream:
     """The text of one generation. `push` returns what may leave now; `stopped` tells that a stop string came up.
 
-    n_chars: whole characters so far, those held back included.
+    n_chars: whole characters so far, those held back included. spelled: control tokens are part of the text, by their
+    names; kept for whoever pushes.
     Bytes that are no UTF-8 become U+FFFD; a character cut off by the end of the generation is dropped.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), *, spelled: bool = False) -> None:
+        self.spelled = spelled
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = tuple(stop)
         self._held = ""

@@ -38,6 +38,7 @@ from ggufdeploy.errors import BadRequest, ContextOverflow, EngineCrashed, Engine
 
 # Far more than anybody waits for; the server refuses earlier. Bounds the memory of the queue.
 MAX_WAITING = 4096
+_PROMPT_END_TOKENS = 16  # enough for the assistant's header and a tag, also where a tag is spelled with several tokens
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class Engine:
         return Generation(
             Job(request.id, tokens, limit),
             sampler,
-            TextStream(request.stop),
+            TextStream(request.stop, spelled=request.spelled),
             end_tokens=self._end_tokens.union(request.stop_token_ids),
             min_tokens=request.min_tokens,
             logprobs=None if wanted is None else LogprobLog(wanted, self._backend.token_bytes),
@@ -214,7 +215,11 @@ class Engine:
         self._scheduler.add(job)
         self._n_requests += 1
         self._n_prompt_tokens += job.n_prompt
-        self._events.append(Accepted(job.id, job.n_prompt))
+        prompt_end = self._spelling(job.tokens[-_PROMPT_END_TOKENS:]) if generation.text.spelled else ""
+        self._events.append(Accepted(job.id, job.n_prompt, prompt_end))
+
+    def _spelling(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self._backend.token_spelling, tokens)).decode("utf-8", errors="replace")
 
     def _refuse(self, failed: Failed) -> None:
         if failed.id in self._preparing:
@@ -276,7 +281,8 @@ class Engine:
         if job.n_generated == 1:
             generation.first_token = time.monotonic()
         ended = token in generation.end_tokens
-        shown = "" if ended else text.push(self._backend.token_bytes(token))
+        spell = self._backend.token_spelling if text.spelled else self._backend.token_bytes
+        shown = "" if ended else text.push(spell(token))
         reason: Literal["stop", "length"] | None = None
         if ended or text.stopped:
             reason = "stop"

@@ -245,6 +245,7 @@ class LlamaCppBackend:
             layer_devices=self._log.layer_devices,
             has_chat_template=bool(config.chat_template or self.chat_template),
             load_s=load_s,
+            chat_template=config.chat_template or self.chat_template,
         )
 
 

@@ -105,7 +105,7 @@ class PromptReader:
     def _render(self, prompt: ChatPrompt) -> str:
         if self._renderer is None:
             raise missing_template()
-        text = self._renderer.render(prompt.messages, continue_last=prompt.continue_last)
+        text = self._renderer.render(prompt.messages, tools=prompt.tools, continue_last=prompt.continue_last)
         bos_text = self._vocabulary.bos_text
         if self._vocabulary.adds_bos and bos_text and text.startswith(bos_text):
             return text[len(bos_text) :]  # the tokenizer puts it there again

@@ -23,7 +23,7 @@ import msgspec
 import ggufdeploy
 from ggufdeploy.engine.messages import HEADER, unpack_length
 from ggufdeploy.engine.parent import end_with_parent
-from ggufdeploy.engine.request import ChatMessage
+from ggufdeploy.engine.request import ChatMessage, ToolSpec
 from ggufdeploy.engine.templates import ChatTemplate
 from ggufdeploy.errors import BadRequest
 
@@ -43,6 +43,7 @@ class _Setup(msgspec.Struct, frozen=True):
 
 class _Ask(msgspec.Struct, frozen=True):
     messages: tuple[ChatMessage, ...]
+    tools: tuple[ToolSpec, ...]
     continue_last: bool
 
 
@@ -77,12 +78,14 @@ class Renderer:
         with self._lock, contextlib.suppress(OSError, EOFError):
             self._running()
 
-    def render(self, messages: Sequence[ChatMessage], *, continue_last: bool = False) -> str:
+    def render(
+        self, messages: Sequence[ChatMessage], *, tools: Sequence[ToolSpec] = (), continue_last: bool = False
+    ) -> str:
         """See ChatTemplate.render. Raises BadRequest also for a template that takes too long or too much memory."""
         with self._lock:
             try:
                 connection = self._running()
-                _send(connection, _Ask(tuple(messages), continue_last))
+                _send(connection, _Ask(tuple(messages), tuple(tools), continue_last))
                 reply = msgspec.msgpack.decode(_receive(connection), type=_Reply)
             except TimeoutError as error:
                 self._end()
@@ -180,7 +183,7 @@ def _answer(template: ChatTemplate | BadRequest, ask: _Ask) -> _Reply:
     if isinstance(template, BadRequest):
         return _Reply(error=template.message, param=template.param)
     try:
-        text = template.render(ask.messages, continue_last=ask.continue_last)
+        text = template.render(ask.messages, tools=ask.tools, continue_last=ask.continue_last)
     except BadRequest as error:
         return _Reply(error=error.message, param=error.param)
     if len(text) > _MAX_PROMPT_BYTES:

@@ -75,7 +75,8 @@ class Ladder(msgspec.Struct, frozen=True):
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What was loaded. layer_devices: one device per block plus one for the output layer, as llama.cpp assigned them.
 
-    buffers: actual allocation, to stand beside the plan. ladder: None before the proof prompts.
+    buffers: actual allocation, to stand beside the plan. ladder: None before the proof prompts. chat_template: the one
+    in force, a profile's or the file's.
     """
 
     description: str
@@ -88,6 +89,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     has_chat_template: bool
     load_s: float
     ladder: Ladder | None = None
+    chat_template: str | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -124,12 +126,34 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     mirostat_eta: float = 0.1
 
 
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call the assistant made. arguments_json: the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+
+class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A function the model may call. parameters_json: the text of a JSON schema."""
+
+    name: str
+    description: str | None = None
+    parameters_json: str | None = None
+
+
 class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One message for the chat template, as plain text parts joined."""
+    """One message for the chat template, as plain text parts joined.
+
+    tool_call_id: the call a message with role "tool" answers. reasoning: what an assistant thought aloud.
+    """
 
     role: str
     content: str
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    reasoning: str | None = None
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
@@ -137,6 +161,7 @@ class ChatPrompt(msgspec.Struct, frozen=True, tag="chat"):
 
     messages: tuple[ChatMessage, ...]
     continue_last: bool = False
+    tools: tuple[ToolSpec, ...] = ()
 
 
 class TextPrompt(msgspec.Struct, frozen=True, tag="text"):
@@ -182,7 +207,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     stop_token_ids: end the generation like the model's own end tokens, without being shown. min_tokens: neither kind
     is chosen before so many tokens; stop strings still end it. logprobs: how many alternatives to each token are told;
-    None: no logprobs at all.
+    None: no logprobs at all. spelled: control tokens appear in the text by their names, and Accepted tells the prompt's
+    end.
     """
 
     id: str
@@ -194,13 +220,18 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    spelled: bool = False
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
-    """First event of every request that will run: the prompt is tokenized and fits. Not yet prefilled."""
+    """First event of every request that will run: the prompt is tokenized and fits. Not yet prefilled.
+
+    prompt_end: the text of its last tokens for a request with `spelled`, else "".
+    """
 
     id: str
     prompt_tokens: int
+    prompt_end: str = ""
 
 
 class Started(msgspec.Struct, frozen=True, tag="started"):

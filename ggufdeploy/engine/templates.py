@@ -6,6 +6,7 @@ The environment is the one templates are written for: Hugging Face transformers'
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -17,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ggufdeploy.engine.request import ChatMessage
+from ggufdeploy.engine.request import ChatMessage, ToolCall, ToolSpec
 from ggufdeploy.errors import BadRequest
 
 MAX_TEMPLATE_BYTES = 256 << 10
@@ -42,7 +43,9 @@ class ChatTemplate:
         except Exception as error:  # nested too deeply, a constant too large: it cannot be compiled
             raise BadRequest(f"The model's chat template is broken: {_reason(error)}") from error
 
-    def render(self, messages: Sequence[ChatMessage], *, continue_last: bool = False) -> str:
+    def render(
+        self, messages: Sequence[ChatMessage], *, tools: Sequence[ToolSpec] = (), continue_last: bool = False
+    ) -> str:
         """Return the prompt for `messages`, ending where the assistant is to speak.
 
         continue_last: it ends inside the last message instead, which the model will continue.
@@ -50,15 +53,32 @@ class ChatTemplate:
         """
         if not messages:
             raise BadRequest("messages is empty", param="messages")
-        rendered = self._render(messages, add_generation_prompt=not continue_last)
+        rendered = self._render_any(messages, tools, add_generation_prompt=not continue_last)
         return _cut_after(rendered, messages[-1].content) if continue_last else rendered
 
-    def _render(self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool) -> str:
+    def _render_any(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolSpec], *, add_generation_prompt: bool
+    ) -> str:
+        """Give the arguments of calls as objects, which most templates want, else as text, as DeepSeek's do."""
+        with_objects = [_as_dict(message, load_arguments=True) for message in messages]
+        try:
+            return self._render(with_objects, tools, add_generation_prompt)
+        except BadRequest:
+            if not any(message.tool_calls for message in messages):
+                raise
+            with_text = [_as_dict(message, load_arguments=False) for message in messages]
+            with contextlib.suppress(BadRequest):
+                return self._render(with_text, tools, add_generation_prompt)
+            raise
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[ToolSpec], add_generation_prompt: bool
+    ) -> str:
         try:
             return self._template.render(
-                messages=[_as_dict(message) for message in messages],
+                messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                tools=None,
+                tools=[_tool_as_dict(tool) for tool in tools] or None,
                 documents=None,
                 **self._tokens,
             )
@@ -80,11 +100,32 @@ def _reason(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:_MAX_REASON_CHARS]
 
 
-def _as_dict(message: ChatMessage) -> dict[str, str]:
-    out = {"role": message.role, "content": message.content}
+def _as_dict(message: ChatMessage, *, load_arguments: bool) -> dict[str, Any]:
+    """Return the message as templates know it; what it lacks is left out, since many ask `is defined`."""
+    out: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.name is not None:
         out["name"] = message.name
+    if message.tool_call_id is not None:
+        out["tool_call_id"] = message.tool_call_id
+    if message.reasoning is not None:
+        out["reasoning_content"] = message.reasoning
+        if not message.content:  # gpt-oss's name for it; its template takes no content beside it
+            out["thinking"] = message.reasoning
+    if message.tool_calls:
+        out["tool_calls"] = [_call_as_dict(call, load_arguments) for call in message.tool_calls]
     return out
+
+
+def _call_as_dict(call: ToolCall, load_arguments: bool) -> dict[str, Any]:
+    arguments = json.loads(call.arguments_json) if load_arguments else call.arguments_json
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def _tool_as_dict(tool: ToolSpec) -> dict[str, Any]:
+    """Return the tool in OpenAI's shape; a function without parameters takes an empty object."""
+    parameters = json.loads(tool.parameters_json) if tool.parameters_json else {"type": "object", "properties": {}}
+    function = {"name": tool.name, "description": tool.description or "", "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 def _cut_after(rendered: str, content: str) -> str:
@@ -96,10 +137,15 @@ def _cut_after(rendered: str, content: str) -> str:
     raise BadRequest("The model's chat template changes the last message, so it cannot be continued.", param="messages")
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Lets templates keep queues, as Kimi K2's does of call ids. All lists they get are made for one rendering."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return (isinstance(obj, list) and attr in ("append", "pop")) or super().is_safe_attribute(obj, attr, value)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
     environment.filters["tojson"] = _tojson
     functions: Mapping[str, Callable[..., Any]] = {"raise_exception": _raise, "strftime_now": _strftime_now}
     environment.globals.update(functions)

@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ggufdeploy.engine.request import EngineInfo
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(Struct):
@@ -29,12 +29,29 @@ class Usage(Struct):
     prompt_tokens_details: PromptTokensDetails
 
 
+class CalledFunction(Struct):
+    """arguments: the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class AnswerCall(Struct):
+    """A call the model makes."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(Struct):
-    """What the model said."""
+    """What the model said. content is null when it only makes calls."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[AnswerCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -58,11 +75,29 @@ class ChatAnswer(Struct):
     usage: Usage
 
 
+class ChunkFunction(Struct):
+    """The name comes in a call's first chunk alone, the arguments after it."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ChunkCall(Struct):
+    """A piece of the call with this index. id and type come in its first chunk alone."""
+
+    index: int
+    function: ChunkFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class ChunkDelta(Struct):
     """role comes in a choice's first chunk alone, nothing in its last."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ChunkCall] | UnsetType = UNSET
 
 
 class ChunkChoice(Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -14,9 +15,11 @@ from ggufdeploy.server.body import read_json
 from ggufdeploy.server.generation import Answer, Choice, Generation
 from ggufdeploy.server.logprobs import chat_logprobs
 from ggufdeploy.server.prepare import engine_requests, make_head
-from ggufdeploy.server.schemas import ChatBody, ContentPart, MessageBody, unsupported
+from ggufdeploy.server.schemas import ChatBody, ContentPart, MessageBody, ToolBody, unsupported
 from ggufdeploy.server.state import ServerState
 from ggufdeploy.server.streaming import CHAT
+from ggufdeploy.server.toolcalls.choice import choose
+from ggufdeploy.server.tools import offered_tools, parsed_tools, past_calls, tool_specs
 
 
 def chat_routes(state: ServerState) -> list[Route]:
@@ -34,13 +37,14 @@ def chat_routes(state: ServerState) -> list[Route]:
 def chat_answer(state: ServerState, body: ChatBody) -> Answer:
     """Return what is to be generated for `body`. Raises BadRequest."""
     body.check_supported()
-    if body.tools and body.tool_choice != "none":
-        raise unsupported("tools")
-    if body.tool_choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice")
+    tools = offered_tools(body, state.chat_template)
+    parallel = body.parallel_tool_calls is not False
+    make_parser = choose(state.chat_template or "", parsed_tools(tools), parallel=parallel)
     head = make_head(state, "chatcmpl")
     limit = body.max_completion_tokens or body.max_tokens
-    requests = engine_requests(state, body, head, [chat_prompt(body)], limit)
+    requests = engine_requests(state, body, head, [chat_prompt(body, tools)], limit)
+    if make_parser is not None:
+        requests = tuple(msgspec.structs.replace(request, spelled=True) for request in requests)
     return Answer(
         head=head,
         dialect=CHAT,
@@ -51,13 +55,14 @@ def chat_answer(state: ServerState, body: ChatBody) -> Answer:
         choices=_choices,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        make_parser=make_parser,
     )
 
 
-def chat_prompt(body: ChatBody) -> ChatPrompt:
+def chat_prompt(body: ChatBody, tools: Sequence[ToolBody]) -> ChatPrompt:
     """Return the messages for the template. Raises BadRequest for content that cannot be served."""
     messages = tuple(_message(message, f"messages.{at}") for at, message in enumerate(body.messages))
-    return ChatPrompt(messages, continue_last=_continues(body))
+    return ChatPrompt(messages, continue_last=_continues(body), tools=tool_specs(tools))
 
 
 def _continues(body: ChatBody) -> bool:
@@ -76,14 +81,22 @@ def _continues(body: ChatBody) -> bool:
 
 
 def _message(message: MessageBody, param: str) -> ChatMessage:
-    for field in ("tool_calls", "function_call"):
-        if getattr(message, field):
-            raise unsupported(f"{param}.{field}")
+    if message.function_call:
+        raise unsupported(f"{param}.function_call")
+    if message.tool_calls and message.role != "assistant":
+        raise _bad("only the assistant makes calls", f"{param}.tool_calls")
     if message.content is None and message.role != "assistant":
         raise _bad("it is required", f"{param}.content")
     # Templates know "system"; OpenAI's newer name for it means the same.
     role = "system" if message.role == "developer" else message.role
-    return ChatMessage(role, _text(message.content, f"{param}.content"), message.name)
+    return ChatMessage(
+        role,
+        _text(message.content, f"{param}.content"),
+        message.name,
+        tool_calls=past_calls(message.tool_calls, f"{param}.tool_calls"),
+        tool_call_id=message.tool_call_id,
+        reasoning=message.reasoning_content or message.reasoning,
+    )
 
 
 def _text(content: str | list[ContentPart] | None, param: str) -> str:
@@ -103,12 +116,18 @@ def _choices(choices: Sequence[Choice]) -> list[dict[str, Any]]:
     return [
         {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": _answered(choice),
             "logprobs": None if choice.logprobs is None else chat_logprobs(choice.logprobs),
             "finish_reason": choice.reason,
         }
         for index, choice in enumerate(choices)
     ]
+
+
+def _answered(choice: Choice) -> dict[str, Any]:
+    if choice.message is not None:
+        return choice.message.document()
+    return {"role": "assistant", "content": choice.text, "refusal": None}
 
 
 def _bad(reason: str, param: str) -> BadRequest:

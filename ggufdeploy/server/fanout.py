@@ -20,6 +20,7 @@ class Fanout:
 
     One task per request reads the engine and never waits for the client. Leaving `open` ends those tasks, and with
     them the requests in the engine. quiet_s: silence after which `batch` returns nothing. meters: what is told of it.
+    prompt_ends: what Accepted said of each request's prompt, known once open.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Fanout:
         self._error: Exception | None = None
         self._wake = asyncio.Event()
         self._silence: Watchdog | None = None
+        self.prompt_ends = [""] * len(requests)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -80,6 +82,7 @@ class Fanout:
             for index, event in await self.batch():
                 if isinstance(event, Accepted):
                     waiting -= 1
+                    self.prompt_ends[index] = event.prompt_end
                 else:
                     early.append((index, event))
         self._events = early + self._events

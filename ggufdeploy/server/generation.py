@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from ggufdeploy.engine.request import Delta, Event, Finished, GenerateRequest, T
 from ggufdeploy.errors import GgufdeployError
 from ggufdeploy.server.errors import error_body, json_response, shape_of
 from ggufdeploy.server.fanout import Fanout, Indexed
+from ggufdeploy.server.message import Message
 from ggufdeploy.server.state import ServerState
 from ggufdeploy.server.streaming import DONE, PING, SSE_HEADERS, Chunks, Dialect, Head, event
+from ggufdeploy.server.toolcalls.choice import MakeParser
 from ggufdeploy.server.watchdog import Watchdog
 
 log = logging.getLogger("ggufdeploy.server")
@@ -24,21 +27,41 @@ log = logging.getLogger("ggufdeploy.server")
 
 @dataclass
 class Choice:
-    """One generated text so far. logprobs: None when they were not asked for."""
+    """One generated text so far. logprobs: None when they were not asked for.
+
+    message: set when a parser reads the text; it holds the text then.
+    """
 
     parts: list[str]
     logprobs: list[TokenLogprob] | None = None
     finished: Finished | None = None
+    message: Message | None = None
 
     @property
     def text(self) -> str:
         return "".join(self.parts)
 
     @property
-    def reason(self) -> Literal["stop", "length"]:
+    def reason(self) -> Literal["stop", "length", "tool_calls"]:
         """Why it ended; to be read when it has."""
         assert self.finished is not None
+        if self.finished.reason == "stop" and self.message is not None and self.message.has_calls:
+            return "tool_calls"
         return self.finished.reason
+
+    def note(self, happened: Event) -> None:
+        """Add what has happened."""
+        if isinstance(happened, Delta):
+            if self.logprobs is not None:
+                self.logprobs.extend(happened.logprobs)
+            if self.message is None:
+                self.parts.append(happened.text)
+            else:
+                self.message.feed(happened.text)
+        elif isinstance(happened, Finished):
+            self.finished = happened
+            if self.message is not None:
+                self.message.finish()
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,8 @@ class Answer:
     """What a route makes of a request body, ready to be run.
 
     requests: n per prompt, those of one prompt side by side. prefixes: the text each choice starts with (echo).
-    object: the type of a whole answer; choices: its `choices` array.
+    object: the type of a whole answer; choices: its `choices` array. make_parser: what reads the texts, None for plain
+    text.
     """
 
     head: Head
@@ -58,6 +82,7 @@ class Answer:
     choices: Callable[[Sequence[Choice]], list[dict[str, Any]]]
     stream: bool
     include_usage: bool
+    make_parser: MakeParser | None = None
 
 
 class Generation:
@@ -88,6 +113,7 @@ class Generation:
     async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._state.inflight.track(self._fanout):
             async with self._fanout.open():
+                self._open_messages()
                 if self._answer.stream:
                     await self._stream(send)
                     return
@@ -103,11 +129,16 @@ class Generation:
         with _patient(send, self._state.config.send_timeout_s) as write:
             opening = (chunks.opening(index) + chunks.text(index, text) for index, text in enumerate(answer.prefixes))
             await write(b"".join(opening))
+            written = time.monotonic()
             try:
                 while not self._complete():
                     events = await self._fanout.batch()
                     self._note(events)
-                    await write(b"".join(_chunk(chunks, *item) for item in events) if events else PING)
+                    data = b"".join(_chunk(chunks, index, self._choices[index], each) for index, each in events)
+                    # A call leaves as a whole: while it is written there are events and nothing to send.
+                    if data or not events or time.monotonic() - written > self._state.config.ping_s:
+                        await write(data or PING)
+                        written = time.monotonic()
                 ending = (chunks.usage(self._usage()) if answer.include_usage else b"") + DONE
             except GgufdeployError as error:
                 ending = self._failure(error)
@@ -122,15 +153,14 @@ class Generation:
         shape = shape_of(error, accepting=self._state.accepting)
         return event(error_body(error, shape))
 
+    def _open_messages(self) -> None:
+        if self._answer.make_parser is not None:
+            for choice, prompt_end in zip(self._choices, self._fanout.prompt_ends, strict=True):
+                choice.message = Message(self._answer.make_parser(prompt_end))
+
     def _note(self, events: Sequence[Indexed]) -> None:
         for index, happened in events:
-            if isinstance(happened, Delta):
-                choice = self._choices[index]
-                choice.parts.append(happened.text)
-                if choice.logprobs is not None:
-                    choice.logprobs.extend(happened.logprobs)
-            elif isinstance(happened, Finished):
-                self._choices[index].finished = happened
+            self._choices[index].note(happened)
 
     def _complete(self) -> bool:
         return all(choice.finished is not None for choice in self._choices)
@@ -157,10 +187,21 @@ class Generation:
         }
 
 
-def _chunk(chunks: Chunks, index: int, happened: Event) -> bytes:
-    if isinstance(happened, Delta):
-        return chunks.text(index, happened.text, happened.logprobs)
-    return chunks.finish(index, happened.reason) if isinstance(happened, Finished) else b""
+def _chunk(chunks: Chunks, index: int, choice: Choice, happened: Event) -> bytes:
+    """Return the chunks for an event that the choice has taken note of."""
+    data = b""
+    if isinstance(happened, Delta) and choice.message is None:
+        data = chunks.text(index, happened.text, happened.logprobs)
+    elif choice.message is not None:
+        data = _deltas(chunks, index, choice.message, happened)
+    return data + chunks.finish(index, choice.reason) if isinstance(happened, Finished) else data
+
+
+def _deltas(chunks: Chunks, index: int, message: Message, happened: Event) -> bytes:
+    """Logprobs leave with the event that brought them, on an empty delta if its text is held back."""
+    logprobs = happened.logprobs if isinstance(happened, Delta) else ()
+    deltas = message.fresh() or ([{}] if logprobs else [])
+    return b"".join(chunks.delta(index, delta, () if at else logprobs) for at, delta in enumerate(deltas))
 
 
 @contextmanager

@@ -165,13 +165,48 @@ class ContentPart(Struct):
     text: str | None = None
 
 
+class CalledBody(Struct):
+    """What a call calls. arguments: the text of a JSON object, or the object, as some clients send it."""
+
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+
+class ToolCallBody(Struct):
+    """A call in an assistant's message of the history."""
+
+    function: CalledBody
+    id: str | None = None
+
+
+class FunctionBody(Struct):
+    """A function the model may call. `strict` is accepted and not enforced."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class ToolBody(Struct):
+    """A tool the model may use."""
+
+    type: str
+    function: FunctionBody
+
+
 class MessageBody(Struct):
-    """One chat message as sent. content may be null for an assistant's message alone."""
+    """One chat message as sent. content may be null for an assistant's message alone.
+
+    reasoning_content and reasoning are two names for the same.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: Any = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     function_call: Any = None
 
 
@@ -180,8 +215,9 @@ class ChatBody(GenerationBody, kw_only=True):
 
     messages: Annotated[list[MessageBody], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
-    tools: Any = None
+    tools: Annotated[list[ToolBody], Meta(max_length=1024)] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     logprobs: bool | None = None

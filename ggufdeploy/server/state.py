@@ -129,6 +129,12 @@ class ServerState:
         """Whether a new request would reach the engine."""
         return self.engine.status.phase == "ready" and not self.inflight.draining
 
+    @property
+    def chat_template(self) -> str | None:
+        """The template of the model served; None without one, and before it is loaded."""
+        info = self.engine.status.info
+        return info.chat_template if info else None
+
     def require_ready(self) -> None:
         """Raise Overloaded while loading or stopping, LoadFailed when the model could not be loaded."""
         status = self.engine.status

@@ -121,7 +121,14 @@ class Chunks:
             return before + b',"logprobs":' + json_text(self._dialect.logprobs(logprobs)) + self._after_logprobs
         return self._before_text[index] + json_text(text) + self._after_text if text else b""
 
-    def finish(self, index: int, reason: Literal["stop", "length"]) -> bytes:
+    def delta(self, index: int, delta: Mapping[str, Any], logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """Return a chat chunk with any `delta`: reasoning, a call, or content."""
+        start = self._before[index] + b'"delta":' + json_text(delta)
+        if logprobs:
+            return start + b',"logprobs":' + json_text(self._dialect.logprobs(logprobs)) + self._after_logprobs
+        return start + self._after
+
+    def finish(self, index: int, reason: Literal["stop", "length", "tool_calls"]) -> bytes:
         """Return a choice's last chunk, which carries no text."""
         closing = self._dialect.closing + b',"logprobs":null,"finish_reason":"%s"' % reason.encode()
         return self._before[index] + closing + self._end

@@ -15,6 +15,7 @@ from ggufdeploy.server.chat import chat_prompt
 from ggufdeploy.server.errors import json_response
 from ggufdeploy.server.schemas import ChatBody, DetokenizeBody, TokenizeBody, unsupported
 from ggufdeploy.server.state import ServerState
+from ggufdeploy.server.tools import offered_tools
 
 
 def tokenize_routes(state: ServerState) -> list[Route]:
@@ -35,9 +36,8 @@ def tokenize_routes(state: ServerState) -> list[Route]:
         state.require_ready()
         body = await read_json(request, ChatBody, state.config)
         state.require_model(body.model)
-        if body.tools and body.tool_choice != "none":
-            raise unsupported("tools")
-        return json_response({"prompt": await state.engine.render(chat_prompt(body))})
+        tools = offered_tools(body, state.chat_template)
+        return json_response({"prompt": await state.engine.render(chat_prompt(body, tools))})
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),

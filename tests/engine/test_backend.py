@@ -65,6 +65,12 @@ def test_end_tokens_are_tokens_without_text(backend):
     assert b"" in {backend.token_bytes(token) for token in backend.end_tokens}
 
 
+def test_control_tokens_are_spelled_where_asked_for_and_all_others_read_the_same(backend):
+    assert all(backend.token_spelling(token) for token in backend.end_tokens)
+    tokens = backend.tokenize("Hello, wörld! 🙂", add_special=False)
+    assert [backend.token_spelling(token) for token in tokens] == [backend.token_bytes(token) for token in tokens]
+
+
 def test_logits_have_one_row_for_each_output_in_the_order_of_the_chunks(backend, tokens):
     alone = [fresh(backend, tokens), fresh(backend, tokens[:5])]
     outcome = backend.decode([Chunk(2, 0, tokens, True), Chunk(0, 0, tokens[:3], False), Chunk(1, 0, tokens[:5], True)])

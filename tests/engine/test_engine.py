@@ -30,7 +30,7 @@ from ggufdeploy.engine.request import (
     TokenPrompt,
 )
 from ggufdeploy.errors import EngineCrashed
-from tests.fakes import END, FakeBackend, expected_text
+from tests.fakes import BOS, END, FakeBackend, expected_text
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -264,6 +264,15 @@ def test_chat_is_rendered_with_the_models_template(harness):
     h.submit("a", prompt=ChatPrompt((ChatMessage("user", "hi"),)))
     h.until_ended()
     assert h.backend.batches[0][0].tokens == list(b"user:hi;")
+
+
+@pytest.mark.parametrize(("spelled", "text", "prompt_end"), [(True, "<s>a<s>", "78901234567890hi"), (False, "a", "")])
+def test_control_tokens_and_the_prompts_end_are_told_where_asked_for(harness, spelled, text, prompt_end):
+    h = harness(answer=lambda tokens: BOS if tokens[-1] != BOS else ord("a"))
+    h.submit("a", prompt="1234567890" * 2 + "hi", max_tokens=3, spelled=spelled)
+    h.until_ended()
+    assert h.of("a")[0] == Accepted("a", 22, prompt_end)
+    assert h.text("a") == text
 
 
 def test_chat_without_a_template_says_what_to_do(harness):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from ggufdeploy.engine.rendering import Renderer
-from ggufdeploy.engine.request import ChatMessage
+from ggufdeploy.engine.request import ChatMessage, ToolCall, ToolSpec
 from ggufdeploy.errors import BadRequest
 
 USER = ChatMessage("user", "hi ü")
@@ -39,6 +39,13 @@ def test_it_renders_as_the_template_does(renderer):
 
     assert chat.render([USER]) == "<s>hi ü|"
     assert chat.render([ChatMessage("assistant", "Sure")], continue_last=True) == "<s>Sure"
+
+
+def test_tools_and_calls_reach_the_other_process(renderer):
+    chat = renderer("{{ tools[0].function.name }}{{ messages[0].tool_calls[0].function.arguments.x }}")
+    called = ChatMessage("assistant", "", tool_calls=(ToolCall("id", "f", '{"x": 1}'),))
+
+    assert chat.render([called], tools=[ToolSpec("f")]) == "f1"
 
 
 def test_a_broken_template_is_told_at_every_request(renderer):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from ggufdeploy.engine.request import ChatMessage
+from ggufdeploy.engine.request import ChatMessage, ToolCall, ToolSpec
 from ggufdeploy.engine.templates import MAX_TEMPLATE_BYTES, ChatTemplate
 from ggufdeploy.errors import BadRequest
 
@@ -62,7 +64,8 @@ def test_generation_blocks_and_loop_controls_are_understood():
     "source",
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
+        "{{ messages.clear() }}",
+        "{{ messages[0].update(a=1) }}",
         "{{ cycler.__init__.__globals__ }}",
         "{% for i in range(10000000) %}{% endfor %}",
         "{{ 1 / 0 }}",
@@ -88,3 +91,46 @@ def test_an_oversized_template_is_refused_unread():
 def test_no_messages_is_a_bad_request():
     with pytest.raises(BadRequest, match="empty"):
         ChatTemplate(CHATML).render([])
+
+
+TOOL = ToolSpec("f", "Does it", '{"type":"object","properties":{"x":{"type":"integer"}}}')
+CALLED = ChatMessage("assistant", "", tool_calls=(ToolCall("id1", "f", '{"x": 1}'),), reasoning="Hm")
+
+
+def test_the_template_sees_tools_in_openais_shape():
+    template = ChatTemplate("{% for tool in tools %}{{ tool | tojson }}{% endfor %}")
+    assert json.loads(template.render([USER], tools=[TOOL])) == {
+        "type": "function",
+        "function": {
+            "name": "f",
+            "description": "Does it",
+            "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}},
+        },
+    }
+    assert '"parameters": {"type": "object", "properties": {}}' in template.render([USER], tools=[ToolSpec("g")])
+
+
+def test_the_template_sees_calls_their_results_and_reasoning():
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.tool_calls is defined %}{% for call in m.tool_calls %}"
+        "{{ call.id }} {{ call.function.name }}{% for k, v in call.function.arguments | items %} {{ k }}={{ v + 1 }}"
+        "{% endfor %}{% endfor %} {{ m.reasoning_content }} {{ m.thinking }}"
+        "{% elif m.role == 'tool' %} {{ m.tool_call_id }}:{{ m.content }}{% endif %}{% endfor %}"
+    )
+    messages = [USER, CALLED, ChatMessage("tool", "42", tool_call_id="id1")]
+    assert template.render(messages) == "id1 f x=2 Hm Hm id1:42"
+
+
+def test_a_template_that_wants_arguments_as_text_gets_text():
+    template = ChatTemplate("{{ '```json\n' + messages[-1].tool_calls[0].function.arguments }}")
+    assert template.render([CALLED]) == '```json\n{"x": 1}'
+
+
+def test_what_refuses_arguments_in_both_forms_says_why_first():
+    with pytest.raises(BadRequest, match="only one at a time"):
+        ChatTemplate("{{ raise_exception('only one at a time') }}").render([CALLED])
+
+
+def test_a_template_may_keep_a_queue_and_changes_nothing_for_the_next_rendering():
+    template = ChatTemplate("{% set _ = messages.append(messages[0]) %}{{ messages | length }}")
+    assert [template.render([USER]), template.render([USER])] == ["2", "2"]

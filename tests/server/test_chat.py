@@ -171,7 +171,7 @@ def test_roles_names_and_text_parts_reach_the_template(client, engine):
             ChatMessage("system", "Be\nbrief."),
             ChatMessage("user", "Hi", "ada"),
             ChatMessage("assistant", ""),
-            ChatMessage("tool", "42"),
+            ChatMessage("tool", "42", tool_call_id="x"),
             ChatMessage("user", ""),
         )
     )
@@ -252,7 +252,6 @@ def test_a_wrong_field_is_a_400_that_names_it(client, engine, body, param):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -263,7 +262,7 @@ def test_a_wrong_field_is_a_400_that_names_it(client, engine, body, param):
         ({"guided_json": {}}, "guided_json"),
         ({"modalities": ["audio"]}, "modalities"),
         ({"add_generation_prompt": False}, "add_generation_prompt"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "messages.0.function_call"),
     ],
 )
 def test_what_would_change_the_answer_is_refused_and_never_ignored(client, engine, body, param):
@@ -302,10 +301,6 @@ def test_switched_off_features_and_unknown_fields_are_accepted(client, engine):
         something_new=[1, {"deep": None}],
     )
     assert (response.status_code, len(engine.requests)) == (200, 1)
-
-
-def test_tools_are_accepted_when_none_may_be_called(client):
-    assert post(client, tools=[{"type": "function"}], tool_choice="none").status_code == 200
 
 
 def test_the_model_field_takes_the_id_the_aliases_and_nothing(make_client):

@@ -51,6 +51,9 @@ def test_detokenize_names_the_field_that_is_no_list_of_tokens(client, body, para
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
 @pytest.mark.parametrize("path", ["/apply-template", "/v1/apply-template"])
 def test_apply_template_shows_the_prompt_of_a_chat_without_running_it(client, engine, path):
     body = {"model": None, "messages": [{"role": "developer", "content": "Be brief."}, *MESSAGES]}
@@ -63,7 +66,8 @@ def test_apply_template_shows_the_prompt_of_a_chat_without_running_it(client, en
     [
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
     ],
 )
 def test_apply_template_refuses_what_a_chat_refuses(client, change, param):
