@@ -176,6 +176,12 @@ async def test_chat_uses_the_models_template_and_ends_with_its_end_token(client)
     assert finished.reason == "stop"
 
 
+async def test_the_end_of_a_spelled_prompt_has_its_control_tokens(client):
+    prompt = ChatPrompt((ChatMessage("user", "Hi"),))
+    events = [event async for event in client.generate(request("spelled", prompt, max_tokens=1, spelled=True))]
+    assert events[0].prompt_end.endswith("Hi<|im_end|>\n<|im_start|>assistant\n")
+
+
 async def test_emoji_of_three_tokens_come_out_whole_and_half_a_one_at_the_end_does_not(client):
     deltas = [
         event.text
