@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -47,7 +48,8 @@ REPORTED = {
     "resolve_status": (errors.Unreachable, "answers 502 Bad Gateway"),
     "expired": (errors.Unreachable, "answers 403 Forbidden"),
     "wrong_etag": (errors.Unreachable, "another tiny.Q8_0.gguf now"),
-    "reset": (errors.Unreachable, "Connection reset by peer"),
+    # What the client sees of a reset depends on what it was doing at that moment.
+    "reset": (errors.Unreachable, "Connection reset by peer|Server disconnected"),
 }
 
 
@@ -94,4 +96,4 @@ def test_these_are_reported(fetch, kind, fanout):
         return
     with pytest.raises(error) as caught:
         fetch(kind, fanout, times=None)
-    assert words in caught.value.message
+    assert re.search(words, caught.value.message)
