@@ -10,25 +10,12 @@ from typing import Literal
 from ggufdeploy.engine.request import DeviceBuffers, EngineInfo
 from ggufdeploy.hardware.machine import Device
 from ggufdeploy.hardware.nvidia import read_process_bytes
+from ggufdeploy.planner.memory import DeviceUsage
 from ggufdeploy.planner.plan import Plan
 from ggufdeploy.units import MIB, format_bytes
 
 TOLERANCE_SHARE = 0.01
 TOLERANCE_BYTES = MIB
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Bytes of one device by purpose."""
-
-    weights_bytes: int
-    kv_bytes: int
-    compute_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """All three."""
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes
 
 
 @dataclass(frozen=True)
@@ -42,8 +29,8 @@ class DeviceTruth:
 
     name: str
     kind: Literal["gpu", "cpu", "rpc"]
-    planned: Parts
-    actual: Parts
+    planned: DeviceUsage
+    actual: DeviceUsage
     repacked_bytes: int
     process_bytes: int | None
 
@@ -105,8 +92,8 @@ def compare(plan: Plan, info: EngineInfo, process: ProcessMemory) -> Truth:
     for device in plan.devices:
         part = found.get(device.name, DeviceBuffers(device.name, 0, 0, 0))
         weights = held_bytes - on_gpus if device.kind == "cpu" and on_gpus else part.weights_bytes
-        planned = Parts(device.weights_bytes, device.kv_bytes, device.compute_bytes)
-        actual = Parts(weights, part.kv_bytes, part.compute_bytes)
+        planned = DeviceUsage(device.weights_bytes, device.kv_bytes, device.compute_bytes)
+        actual = DeviceUsage(weights, part.kv_bytes, part.compute_bytes)
         held = (process.gpu_bytes or {}).get(device.name)
         devices.append(DeviceTruth(device.name, device.kind, planned, actual, part.repacked_bytes, held))
     total = sum(device.actual.total_bytes for device in devices)

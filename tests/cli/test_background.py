@@ -13,13 +13,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from ggufdeploy.deploy.instances import Instance, Registry, identity_of
-from ggufdeploy.deploy.truth import DeviceTruth, Parts, ProcessMemory, Truth
+from ggufdeploy.deploy.truth import DeviceTruth, ProcessMemory, Truth
+from ggufdeploy.planner.memory import DeviceUsage
 from ggufdeploy.units import GIB
 
 TRUTH = Truth(
     (
-        DeviceTruth("CUDA0", "gpu", Parts(40 * GIB, 8 * GIB, 0), Parts(41 * GIB, 8 * GIB, 0), 0, 50 * GIB),
-        DeviceTruth("CPU", "cpu", Parts(GIB, 0, 0), Parts(GIB, 0, 0), 0, None),
+        DeviceTruth("CUDA0", "gpu", DeviceUsage(40 * GIB, 8 * GIB, 0), DeviceUsage(41 * GIB, 8 * GIB, 0), 0, 50 * GIB),
+        DeviceTruth("CPU", "cpu", DeviceUsage(GIB, 0, 0), DeviceUsage(GIB, 0, 0), 0, None),
     ),
     0.98,
     ProcessMemory(2 * GIB, GIB, {"CUDA0": 50 * GIB}),

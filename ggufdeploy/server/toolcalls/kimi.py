@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ggufdeploy.server.toolcalls.blocks import Block, BlockParser
 from ggufdeploy.server.toolcalls.pieces import Call, Parser, Tools
-from ggufdeploy.server.toolcalls.values import named_call
+from ggufdeploy.server.toolcalls.values import named_call, split_calls
 
 _SECTION, _SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _CALL, _ARGUMENTS, _CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
@@ -21,10 +21,7 @@ def parser(tools: Tools) -> Parser:
 
 
 def _read(text: str) -> list[Call]:
-    calls = [_call(each) for each in text.replace(_CALL_END, "").split(_CALL) if each.strip()]
-    if not calls:
-        raise ValueError("an empty section")
-    return calls
+    return [_call(each) for each in split_calls(text, _CALL, _CALL_END)]
 
 
 def _call(text: str) -> Call:

@@ -24,6 +24,14 @@ def load(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def split_calls(section: str, begin: str, end: str) -> list[str]:
+    """Return what stands between the markers of each call in a section. Raises ValueError for none."""
+    calls = [each for each in section.replace(end, "").split(begin) if each.strip()]
+    if not calls:
+        raise ValueError("an empty section")
+    return calls
+
+
 def load_many(text: str) -> list[Any]:
     """Return the JSON values in `text`, which blanks, commas or semicolons separate. Raises ValueError."""
     decoder = json.JSONDecoder(strict=False, parse_constant=_refuse)
