@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from ggufdeploy.engine import ending
+from ggufdeploy.engine.inflight import InFlight
 from ggufdeploy.engine.loadlog import KEPT_LINES
 from ggufdeploy.engine.messages import (
     HEADER,
@@ -44,7 +44,6 @@ from ggufdeploy.engine.request import (
     GenerateRequest,
     Question,
     Render,
-    Started,
     Stats,
 )
 from ggufdeploy.engine.service import EngineStatus, Phase
@@ -52,7 +51,6 @@ from ggufdeploy.engine.spawn import WORKER, spawn_worker
 from ggufdeploy.errors import (
     BadRequest,
     ContextOverflow,
-    EngineCrashed,
     EngineError,
     GgufdeployError,
     Overloaded,
@@ -76,18 +74,6 @@ class Patience:
     steps: float = 30.0
 
 
-class NotBegun(EngineCrashed):
-    """The worker ended before it began to compute this request: it may be given to another worker."""
-
-
-@dataclass(eq=False)
-class _Stream:
-    """One request in flight. started: it has been part of a batch."""
-
-    events: asyncio.Queue[Event | GgufdeployError] = field(default_factory=asyncio.Queue)
-    started: bool = False
-
-
 class EngineClient:
     """A worker process and the requests running in it. One event loop only.
 
@@ -104,13 +90,10 @@ class EngineClient:
         self._worker = worker
         self._status = EngineStatus("loading", progress=0.0)
         self._stats = Stats(slots=config.slots, kv_cells=config.context_tokens)
-        self._streams: dict[str, _Stream] = {}
-        self._asked: dict[int, asyncio.Future[tuple[int, ...] | str]] = {}
-        self._numbers = itertools.count()
+        self._in_flight = InFlight()
         self._log: deque[str] = deque(maxlen=KEPT_LINES)
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded.add_done_callback(_mark_retrieved)
-        self._drained = asyncio.Event()
         self._gave_up: GaveUp | None = None
         self._ending: EngineError | None = None
         self._last_sign = time.monotonic()
@@ -175,16 +158,15 @@ class EngineClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See EngineService.generate. Raises ValueError when the id is in flight already."""
         self._refuse_unless_ready()
-        if request.id in self._streams:
-            raise ValueError(f"request id {request.id!r} is in flight already")
-        if not self._is_busy:
+        was_idle = not self._in_flight
+        events = self._in_flight.begin(request.id)
+        if was_idle:
             self._last_sign = time.monotonic()
-        stream = self._streams[request.id] = _Stream()
         self._send(Submit(request))
         done = False
         try:
             while not done:
-                event = await stream.events.get()
+                event = await events.get()
                 done = isinstance(event, (Finished, Failed, GgufdeployError))
                 if isinstance(event, GgufdeployError):
                     raise event
@@ -194,11 +176,9 @@ class EngineClient:
                     self._n_finished += 1
                 yield event
         finally:
-            del self._streams[request.id]
+            self._in_flight.end(request.id)
             if not done:
                 self._send(Cancel(request.id))
-            if not self._streams:
-                self._drained.set()
 
     async def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See EngineService.tokenize. Raises BadRequest for a text that is too long."""
@@ -216,16 +196,11 @@ class EngineClient:
 
     async def _ask(self, question: Question) -> tuple[int, ...] | str:
         self._refuse_unless_ready()
-        if not self._is_busy:
+        if not self._in_flight:
             self._last_sign = time.monotonic()
-        number = next(self._numbers)
-        answer: asyncio.Future[tuple[int, ...] | str] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        self._send(Ask(number, question))
-        try:
+        with self._in_flight.asking() as (number, answer):
+            self._send(Ask(number, question))
             return await answer
-        finally:
-            del self._asked[number]
 
     async def stop(self, grace_s: float) -> None:
         if self._stop_task is None:
@@ -235,10 +210,9 @@ class EngineClient:
         await asyncio.shield(self._stop_task)
 
     async def _stop(self, grace_s: float, was_ready: bool) -> None:
-        if was_ready and self._streams:
-            self._drained.clear()
+        if was_ready:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), grace_s)
+                await asyncio.wait_for(self._in_flight.drained(), grace_s)
         if was_ready:
             self._send(Stop())
             with contextlib.suppress(asyncio.TimeoutError):
@@ -283,14 +257,10 @@ class EngineClient:
             if time.monotonic() - asked > 1.0 + limit_s / 10:  # we were stopped ourselves, by Ctrl-Z or a debugger
                 self._last_sign = time.monotonic()
             silent_s = time.monotonic() - self._last_sign
-            if silent_s > limit_s and (self._is_busy or self._status.phase == "loading"):
+            if silent_s > limit_s and (self._in_flight or self._status.phase == "loading"):
                 self._hung_s = silent_s
                 self._kill()
                 return
-
-    @property
-    def _is_busy(self) -> bool:
-        return bool(self._streams or self._asked)
 
     def _silence_limit_s(self) -> float:
         patience, info = self._patience, self._status.info
@@ -321,15 +291,9 @@ class EngineClient:
         if isinstance(report, Step):
             self._stats = report.stats
             for event in report.events:
-                stream = self._streams.get(event.id)
-                if stream is None:
-                    continue  # it was cancelled meanwhile
-                if isinstance(event, Started):
-                    stream.started = True
-                else:
-                    stream.events.put_nowait(event)
+                self._in_flight.deliver(event)
         elif isinstance(report, Reply):
-            self._answer(report)
+            self._in_flight.answer(report)
         elif isinstance(report, Progress):
             if self._status.phase == "loading":
                 self._status = EngineStatus("loading", progress=report.fraction)
@@ -343,15 +307,6 @@ class EngineClient:
         else:
             self._gave_up = report
 
-    def _answer(self, report: Reply) -> None:
-        waiting = self._asked.get(report.number)
-        if waiting is None or waiting.done():
-            return
-        if report.error is None:
-            waiting.set_result(report.answer)
-        else:
-            waiting.set_exception(BadRequest(report.error, param=report.param))
-
     def _settle(self, exit_code: int) -> None:
         stopped = self._status.phase == "stopped"
         error = EngineError("The engine was stopped.") if stopped else self._why(exit_code)
@@ -361,14 +316,7 @@ class EngineClient:
         self._stats = Stats(slots=self._config.slots, kv_cells=self._config.context_tokens)
         if not self._loaded.done():
             self._loaded.set_exception(error)
-        for stream in self._streams.values():
-            lost = error
-            if isinstance(error, EngineCrashed) and not stream.started:
-                lost = NotBegun(error.message, exit_code=error.exit_code, log=error.log)
-            stream.events.put_nowait(lost)
-        for waiting in self._asked.values():
-            if not waiting.done():
-                waiting.set_exception(error)
+        self._in_flight.lose(error)
 
     def _why(self, exit_code: int) -> EngineError:
         log = tuple(self._log)

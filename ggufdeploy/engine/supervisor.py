@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ggufdeploy.engine.client import EngineClient, NotBegun, Patience
+from ggufdeploy.engine.client import EngineClient, Patience
+from ggufdeploy.engine.inflight import NotBegun
 from ggufdeploy.engine.request import Accepted, ChatPrompt, EngineConfig, EngineInfo, Event, GenerateRequest, Stats
 from ggufdeploy.engine.service import EngineStatus, Phase
 from ggufdeploy.engine.spawn import WORKER
