@@ -66,8 +66,8 @@ def _named(name: str, profiles: ProfileSet, client: HubClient) -> tuple[Profile 
     if begun:
         return _one_of(name, begun, unknown)
     found = _search(name, client)
-    repo = choose_repository(name, found)
-    if repo is None:
+    repo = choose_repository(name, found or ())
+    if found is None or repo is None:
         unknown.hint = _unknown_hint(unknown.hint, found)
         raise unknown
     others = ", ".join([item for item in found if item != repo][:4])
@@ -117,17 +117,20 @@ def _is_instruct(names: Iterable[str]) -> bool:
     return any(_words(name) & _INSTRUCT for name in names)
 
 
-def _search(name: str, client: HubClient) -> list[str]:
-    """Return what the Hub finds, asked once; nothing when it cannot be asked: the name is unknown here either way."""
+def _search(name: str, client: HubClient) -> list[str] | None:
+    """Return what the Hub finds, asked once; None when it cannot be asked: the name is unknown here either way."""
     once = HubClient(client.settings, questions=replace(client.questions, tries=1))
     try:
         return search_names(name, once, limit=_SEARCHED)
     except (Unreachable, AccessDenied):
-        return []
+        return None
 
 
-def _unknown_hint(hint: str | None, found: Sequence[str]) -> str | None:
-    """Return the profiles' hint with what the Hub has; the hint alone when it has nothing or cannot be asked."""
+def _unknown_hint(hint: str | None, found: Sequence[str] | None) -> str | None:
+    """Return the profiles' hint with what the Hub has, or with None, that it could not be asked."""
+    if found is None:
+        unasked = "the Hub could not be searched for it"
+        return f"{hint}; {unasked}" if hint else unasked
     if not found:
         return hint
     on_hub = f"the Hub has {', '.join(found[:5])}; for example: ggufdeploy run {found[0]}"
